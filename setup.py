@@ -1,4 +1,4 @@
-"""Maps the top-level folders to `accel.*`; everything else about the build is in `pyproject.toml`."""
+"""Maps the top-level folders to `accel.*`; the rest of the build is in `pyproject.toml`."""
 
 from setuptools import find_packages, setup
 

@@ -1,4 +1,4 @@
-"""The version of this package, and the versions of its foundations that it is known to work with."""
+"""The version of this package, and the versions of torch and diffusers it works with."""
 
 from importlib import metadata
 
@@ -13,7 +13,7 @@ def check() -> None:
     """Raise `ImportError` if torch or diffusers is missing or outside the supported range.
 
     Only the metadata is read, so that an unsuitable version is named before it is imported.
-    Local builds (`2.13.0+cu130`) and pre-releases count as the release they belong to.
+    Local builds (`2.13.0+cu130`) and pre-releases within the range are accepted.
     """
     for name, supported in SUPPORTED.items():
         need = f'install a supported one with: pip install "{name}{supported}"'

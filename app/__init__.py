@@ -1,8 +1,6 @@
 """The demonstration in the browser."""
 
 if not __name__.startswith("accel."):
-    raise ImportError(
-        f"import accel.{__name__}, not {__name__}: a second copy would not share its state"
-    )
+    raise ImportError(f"import accel.{__name__}, not {__name__}: a second copy shares no state")
 
 METHODS: dict[str, type] = {}

@@ -1,8 +1,6 @@
 """Sparse attention: compute only the blocks of the attention map that matter."""
 
 if not __name__.startswith("accel."):
-    raise ImportError(
-        f"import accel.{__name__}, not {__name__}: a second copy would not share its state"
-    )
+    raise ImportError(f"import accel.{__name__}, not {__name__}: a second copy shares no state")
 
 METHODS: dict[str, type] = {}
