@@ -1,0 +1,67 @@
+"""The pipelines that every other test stands on: real, quick, repeatable, unshared."""
+
+import time
+
+import pytest
+import torch
+
+from tests.tiny_pipelines import NAMES, call, make
+
+OTHER = "a blue square moving up on a light background"
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def plain(request: pytest.FixtureRequest) -> tuple[str, torch.Tensor]:
+    return request.param, call(make(request.param), request.param)
+
+
+def test_same_seed_gives_the_same_latents(plain):
+    name, latents = plain
+    assert latents.dtype == torch.float32 and latents.isfinite().all()
+    assert torch.equal(call(make(name), name), latents)
+    used = make(name)
+    call(used, name, seed=5, steps=3)
+    assert torch.equal(call(used, name), latents)
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"prompt": OTHER}, {"guidance": 2.0}, {"guidance": 1.0}, {"steps": 6}]
+)
+def test_what_is_asked_for_matters(plain, change):
+    name, latents = plain
+    assert (call(make(name), name, **change) - latents).abs().max() > 1e-3
+
+
+def test_batch_holds_the_samples_of_its_seeds(plain):
+    name, latents = plain
+    pair = call(make(name), name, batch=2)
+    assert len(pair) == 2 * len(latents)
+    torch.testing.assert_close(pair[: len(latents)], latents, rtol=1e-4, atol=1e-4)
+    alone = call(make(name), name, seed=1)
+    torch.testing.assert_close(pair[len(latents) :], alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pipelines_share_nothing(name):
+    first, second = make(name), make(name)
+    for key, part in first.components.items():
+        if not isinstance(part, torch.nn.Module):
+            continue
+        assert not part.training
+        theirs = {tensor.data_ptr() for tensor in second.components[key].state_dict().values()}
+        assert theirs.isdisjoint(t.data_ptr() for t in part.state_dict().values() if t.numel())
+    assert first.scheduler is not second.scheduler
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_six_steps_are_quick(name):
+    pipe = make(name)
+    call(pipe, name, steps=1)
+    start = time.process_time()
+    call(pipe, name, steps=6)
+    assert time.process_time() - start < 5
+
+
+def test_unknown_name_is_told_the_known_ones():
+    with pytest.raises(KeyError, match="wan"):
+        make("vann")

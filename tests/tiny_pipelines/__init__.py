@@ -1,0 +1,103 @@
+"""Real diffusers pipelines with tiny random weights, for tests: no hub, no network, float32, CPU.
+
+`make(name)` returns a fresh pipeline that shares nothing with any other (a deep copy of one built
+once per process), `call(pipe, name)` runs it from one seed to a latent tensor.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+from . import flux, sd, wan
+from .schedulers import SCHEDULERS
+
+PROMPT = "a red circle moving left on a dark background"
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """How one pipeline is built and called; `guidance` is the name of its guidance argument."""
+
+    build: Callable[..., DiffusionPipeline]
+    scheduler: str
+    call: dict[str, Any] = field(default_factory=dict)
+    guidance: str = "guidance_scale"
+    default_guidance: float = 4.0
+
+
+TINY = {
+    "wan": Tiny(wan.build, wan.SCHEDULER, wan.CALL),
+    "wan22": Tiny(functools.partial(wan.build, second=True), wan.SCHEDULER, wan.CALL),
+    "flux": Tiny(flux.build, flux.SCHEDULER, flux.CALL, "true_cfg_scale"),
+    "sd": Tiny(sd.build, sd.SCHEDULER, sd.CALL),
+}
+NAMES = tuple(TINY)
+
+
+def make(name: str, scheduler: str | None = None) -> DiffusionPipeline:
+    """A fresh pipeline. `scheduler` is a key of `SCHEDULERS`; by default the family's own."""
+    pipe = copy.deepcopy(_built(name))
+    if scheduler is not None:
+        pipe.scheduler = SCHEDULERS[scheduler]()
+    return pipe
+
+
+def call(
+    pipe: DiffusionPipeline,
+    name: str,
+    *,
+    steps: int = 5,
+    guidance: float | None = None,
+    seed: int | Sequence[int] = 0,
+    prompt: str | Sequence[str] = PROMPT,
+    negative_prompt: str | None = "blue",
+    output_type: str = "latent",
+    batch: int = 1,
+    callback: Callable | None = None,
+    **overrides: Any,
+) -> torch.Tensor:
+    """Runs `pipe` and returns its first output (latents unless `output_type` says otherwise).
+
+    `guidance` 1 is off, `None` the default of 4. Sample i of a batch is drawn from its own
+    generator, seeded `seed + i` or `seed[i]`, so that it is the sample that seed gives alone.
+    `overrides` go to the pipeline as they are.
+    """
+    tiny = TINY[name]
+    prompts = [prompt] * batch if isinstance(prompt, str) else list(prompt)
+    seeds = [seed + i for i in range(len(prompts))] if isinstance(seed, int) else list(seed)
+    guidance = tiny.default_guidance if guidance is None else guidance
+    arguments: dict[str, Any] = dict(tiny.call)
+    arguments |= {
+        "prompt": prompts,
+        "negative_prompt": None if negative_prompt is None else [negative_prompt] * len(prompts),
+        "num_inference_steps": steps,
+        tiny.guidance: guidance,
+        "generator": [torch.Generator().manual_seed(s) for s in seeds],
+        "output_type": output_type,
+        "return_dict": False,
+    }
+    if callback is not None:
+        arguments["callback_on_step_end"] = callback
+    return pipe(**(arguments | overrides))[0]
+
+
+@functools.cache
+def _built(name: str) -> DiffusionPipeline:
+    if name not in TINY:
+        raise KeyError(f"no tiny pipeline named {name!r}; there are {', '.join(NAMES)}")
+    tiny = TINY[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        pipe = tiny.build(tiny.scheduler)
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval().requires_grad_(False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

@@ -1,0 +1,69 @@
+"""Stable Diffusion 1.5's shape, tiny: four levels, two layers a block, fused guidance."""
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+
+from . import text
+from .schedulers import SCHEDULERS
+
+CALL = {"height": 32, "width": 32}
+IMAGE = torch.linspace(-1, 1, 3 * 32 * 32).reshape(1, 3, 32, 32).sin().abs()
+SCHEDULER = "ddim"
+CLASSES = {
+    "text2img": StableDiffusionPipeline,
+    "img2img": StableDiffusionImg2ImgPipeline,
+    "controlnet": StableDiffusionControlNetPipeline,
+}
+
+
+def unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(8, 16, 16, 16),
+        layers_per_block=2,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        cross_attention_dim=text.WIDTH,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    )
+
+
+def vae() -> AutoencoderKL:
+    """Halves each side: 32×32 pixels are 4×16×16 latents."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+    )
+
+
+def build(scheduler: str = SCHEDULER, task: str = "text2img") -> StableDiffusionPipeline:
+    """`task` is a key of `CLASSES`."""
+    denoiser = unet()
+    extra = {}
+    if task == "controlnet":
+        extra["controlnet"] = ControlNetModel.from_unet(
+            denoiser, conditioning_embedding_out_channels=(8, 8)
+        )
+    return CLASSES[task](
+        vae=vae(),
+        text_encoder=text.clip(),
+        tokenizer=text.tokenizer(77, clip=True),
+        unet=denoiser,
+        scheduler=SCHEDULERS[scheduler](),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+        **extra,
+    )
