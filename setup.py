@@ -10,7 +10,9 @@ packages = [
     for top, folder in package_dir.items()
     for name in [top, *(f"{top}.{sub}" for sub in find_packages(folder))]
 ]
-weights = [f"tiny/**/*.{suffix}" for suffix in ("safetensors", "json", "txt", "model", "md")]
+weights = [
+    f"tiny/**/*.{suffix}" for suffix in ("safetensors", "json", "jsonl", "txt", "model", "md")
+]
 
 setup(
     package_dir=package_dir,

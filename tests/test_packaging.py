@@ -36,7 +36,7 @@ def source(tmp_path_factory) -> Path:
     """A copy of the project with one subpackage and one model more than it has."""
     copy = tmp_path_factory.mktemp("source")
     ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
-    for folder in ("accel", *FOLDERS, "tests", "docs"):
+    for folder in ("accel", *FOLDERS, "tests"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=ignore)
     for file in ROOT.iterdir():
         if file.is_file() and not file.name.startswith("."):
@@ -45,6 +45,7 @@ def source(tmp_path_factory) -> Path:
     (copy / "caching/probe/__init__.py").write_text("")
     (copy / PROBE_WEIGHTS).parent.mkdir(parents=True)
     (copy / PROBE_WEIGHTS).write_bytes(b"weights")
+    (copy / PROBE_WEIGHTS).parent.with_name("model_index.json").write_text("{}")
     return copy
 
 
@@ -58,14 +59,12 @@ def archives(source) -> tuple[Path, Path]:
 
 
 def expected(source: Path) -> set[str]:
-    """Files that the package consists of, relative to the project's root."""
-    files = {
-        path.relative_to(source).as_posix()
-        for folder in ("accel", *FOLDERS)
-        for path in (source / folder).rglob("*")
-        if path.is_file() and (path.suffix == ".py" or "tiny" in path.parts)
-    }
-    return files | {"accel/py.typed"}
+    """Modules and files of shipped models, relative to the project's root."""
+    modules = [path for top in ("accel", *FOLDERS) for path in (source / top).rglob("*.py")]
+    models = [index.parent for index in (source / "pipelines/tiny").rglob("model_index.json")]
+    weights = [path for model in models for path in model.rglob("*") if path.is_file()]
+    files = [*modules, *weights, source / "accel/py.typed"]
+    return {path.relative_to(source).as_posix() for path in files}
 
 
 def test_sdist_is_complete(source, archives):
