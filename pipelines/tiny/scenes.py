@@ -46,7 +46,7 @@ DIRECTIONS: dict[str, tuple[int, int]] = {
     "down": (0, 1),
 }
 
-_REACH = {"circle": 1.0, "square": 1.24, "triangle": 1.25}  # farthest point, in radii
+REACH = {"circle": 1.0, "square": 1.24, "triangle": 1.25}  # farthest point, in radii
 _PHRASE = re.compile(
     rf"a ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})(?: moving ({'|'.join(DIRECTIONS)}))?"
 )
@@ -138,7 +138,7 @@ def _place(rng: np.random.Generator, what: Shape, alone: bool) -> Placed:
     travel = 0.0
     if what.direction:
         travel = rng.uniform(18.0, 24.0) if alone else rng.uniform(16.0, 20.0)
-    margin = radius * _REACH[what.shape] + 1.0
+    margin = radius * REACH[what.shape] + 1.0
     low, high = np.full(2, margin), np.full(2, CANVAS - margin)
     for axis, sign in enumerate(DIRECTIONS.get(what.direction or "", (0, 0))):
         low[axis] += travel * (sign < 0)
@@ -148,7 +148,7 @@ def _place(rng: np.random.Generator, what: Shape, alone: bool) -> Placed:
 
 
 def _apart(a: Placed, b: Placed) -> bool:
-    reach = a.radius * _REACH[a.what.shape] + b.radius * _REACH[b.what.shape]
+    reach = a.radius * REACH[a.what.shape] + b.radius * REACH[b.what.shape]
     distance = np.linalg.norm(a.centres(17) - b.centres(17), axis=1)
     return bool(distance.min() > reach + 3.0)
 
@@ -184,7 +184,7 @@ def sample_scene(rng: np.random.Generator, moving: bool = True, split: str = "tr
             return place(rng, Described(ground, shapes))
 
 
-def _distance(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.ndarray:
+def signed_distance(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.ndarray:
     """Signed distance to the outline (negative inside), near the outline exact to first order."""
     if shape == "circle":
         return np.hypot(dx, dy) - radius
@@ -213,7 +213,7 @@ def render(scene: Scene, frames: int = 17, size: int = CANVAS) -> np.ndarray:
         centre = placed.centres(frames)
         dx = grid[None, None, :] - centre[:, 0, None, None]
         dy = grid[None, :, None] - centre[:, 1, None, None]
-        distance = _distance(placed.what.shape, dx, dy, placed.radius) * scale
+        distance = signed_distance(placed.what.shape, dx, dy, placed.radius) * scale
         cover = np.clip(0.5 - distance, 0.0, 1.0).astype(np.float32)[:, None]
         colour = np.array(COLOURS[placed.what.colour], dtype=np.float32)[None, :, None, None]
         video += cover * (colour - video)
