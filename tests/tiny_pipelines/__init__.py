@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
-from . import flux, sd, wan
+from . import cogvideox, flux, ltx, ltx2, sd, sdxl, wan
 from .schedulers import SCHEDULERS
 
 PROMPT = "a red circle moving left on a dark background"
@@ -36,7 +36,17 @@ TINY = {
     "wan": Tiny(wan.build, wan.SCHEDULER, wan.CALL),
     "wan22": Tiny(functools.partial(wan.build, second=True), wan.SCHEDULER, wan.CALL),
     "flux": Tiny(flux.build, flux.SCHEDULER, flux.CALL, "true_cfg_scale"),
+    "flux_distilled": Tiny(flux.build, flux.SCHEDULER, flux.CALL),
+    "cogvideox": Tiny(cogvideox.build, cogvideox.SCHEDULER, cogvideox.CALL),
+    "ltx": Tiny(ltx.build, ltx.SCHEDULER, ltx.CALL),
+    "ltx2": Tiny(ltx2.build, ltx2.SCHEDULER, ltx2.CALL),
     "sd": Tiny(sd.build, sd.SCHEDULER, sd.CALL),
+    "sd_img2img": Tiny(functools.partial(sd.build, task="img2img"), sd.SCHEDULER, sd.IMG2IMG),
+    "sd_controlnet": Tiny(
+        functools.partial(sd.build, task="controlnet"), sd.SCHEDULER, sd.CONTROLNET
+    ),
+    "sdxl": Tiny(sdxl.build, sdxl.SCHEDULER, sdxl.CALL),
+    "sdxl_img2img": Tiny(functools.partial(sdxl.build, task="img2img"), sdxl.SCHEDULER, sd.IMG2IMG),
 }
 NAMES = tuple(TINY)
 

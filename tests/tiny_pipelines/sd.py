@@ -14,7 +14,9 @@ from . import text
 from .schedulers import SCHEDULERS
 
 CALL = {"height": 32, "width": 32}
-IMAGE = torch.linspace(-1, 1, 3 * 32 * 32).reshape(1, 3, 32, 32).sin().abs()
+IMAGE = torch.linspace(0, 20, 3 * 32 * 32).reshape(1, 3, 32, 32).sin().abs()  # RGB in [0, 1]
+IMG2IMG = {"image": IMAGE, "strength": 0.7}
+CONTROLNET = CALL | {"image": IMAGE}
 SCHEDULER = "ddim"
 CLASSES = {
     "text2img": StableDiffusionPipeline,
@@ -45,17 +47,22 @@ def vae() -> AutoencoderKL:
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=4,
+        force_upcast=False,
     )
+
+
+def controlnet(denoiser: UNet2DConditionModel) -> ControlNetModel:
+    """Its last layers, zero as published before training, are drawn at random to have an effect."""
+    model = ControlNetModel.from_unet(denoiser, conditioning_embedding_out_channels=(8, 8))
+    for layer in [*model.controlnet_down_blocks, model.controlnet_mid_block]:
+        torch.nn.init.normal_(layer.weight, std=0.1)
+    return model
 
 
 def build(scheduler: str = SCHEDULER, task: str = "text2img") -> StableDiffusionPipeline:
     """`task` is a key of `CLASSES`."""
     denoiser = unet()
-    extra = {}
-    if task == "controlnet":
-        extra["controlnet"] = ControlNetModel.from_unet(
-            denoiser, conditioning_embedding_out_channels=(8, 8)
-        )
+    extra = {"controlnet": controlnet(denoiser)} if task == "controlnet" else {}
     return CLASSES[task](
         vae=vae(),
         text_encoder=text.clip(),
