@@ -62,6 +62,41 @@ def test_six_steps_are_quick(name):
     assert time.process_time() - start < 5
 
 
+SWAPS = [
+    *(("sd", other) for other in ("ddim", "pndm", "euler", "heun", "unipc", "dpm++", "lcm")),
+    ("sd", "euler_ancestral"),
+    ("sd_img2img", "pndm"),
+    ("sd_img2img", "heun"),
+    ("sdxl", "ddim"),
+    ("sdxl", "heun"),
+    *(("wan", other) for other in ("flow_euler", "flow_heun", "flow_unipc", "flow_dpm++")),
+    ("cogvideox", "cogvideox_dpm"),
+    ("flux", "flow_euler"),
+    ("ltx", "flow_euler"),
+]
+
+
+@pytest.mark.parametrize(("name", "scheduler"), SWAPS)
+def test_scheduler_can_be_swapped(name, scheduler):
+    pipe = make(name, scheduler=scheduler)
+    latents = call(pipe, name)
+    assert latents.isfinite().all() and latents.std() > 0.1
+    assert torch.equal(call(pipe, name), latents)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_decodes_to_pixels(name):
+    pixels = torch.as_tensor(call(make(name), name, steps=2, output_type="np"))
+    assert pixels.shape[-1] == 3 and pixels.min() >= 0 and pixels.max() <= 1
+    assert pixels.std() > 0
+
+
+def test_callback_is_called_after_each_step():
+    seen = []
+    call(make("wan"), "wan", steps=3, callback=lambda pipe, i, t, kw: seen.append(i) or kw)
+    assert seen == [0, 1, 2]
+
+
 def test_unknown_name_is_told_the_known_ones():
     with pytest.raises(KeyError, match="wan"):
         make("vann")
