@@ -1,0 +1,193 @@
+"""enable, disable, accelerated: what a user calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .family import Family
+from .method import Method, Site
+from .patch import PatchStack
+from .plan import FILE, Plan, describe
+from .recorder import Recorder
+from .registry import find_family, methods, nearest, recipe, recognise
+from .report import Report
+from .step import StepClock
+
+STATE = "_acceleration"
+
+
+class Acceleration:
+    """What is enabled on one pipeline: `pipe.acceleration`."""
+
+    def __init__(self, pipe: Any, plan: Plan, site: Site) -> None:
+        self.plan, self._pipe, self._site = plan, pipe, site
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        return None  # a deep copy of a pipeline runs plain
+
+    @property
+    def family(self) -> Family:
+        return self._site.family
+
+    def report(self) -> Report:
+        """What the last run computed, forecast and reused."""
+        return self._site.report.report(str(self.plan))
+
+    def explain(self, steps: int = 50) -> str:
+        """What a run of `steps` steps will do, before running it."""
+        site, plan = self._site, self.plan
+        lines = [f"{type(self._pipe).__name__} (family {site.family.name})"]
+        if plan.name:
+            lines[0] += f", recipe {plan.name}"
+        lines += [f"  {describe(m)}: {m.expect(site, steps)}" for m in plan.methods]
+        if plan.note:
+            lines.append(f"  settings: {plan.note}")
+        return "\n".join(lines)
+
+
+class NotEnabled:
+    """`pipe.acceleration` of a plain pipeline: false, and clear about why it has no report."""
+
+    def __init__(self, pipe: Any) -> None:
+        self._name = type(pipe).__name__
+
+    def __bool__(self) -> bool:
+        return False
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError(
+            f"acceleration is not enabled on this {self._name}; call "
+            f"pipe.enable_acceleration(...) first"
+        )
+
+    report = explain = _refuse
+
+
+def enable(obj: Any, *what: str | Method | Plan, family: str | None = None) -> Acceleration:
+    """Accelerate a diffusers pipeline. What was enabled before is replaced.
+
+    Args:
+        obj: a pipeline.
+        what: one recipe name or one plan, or any number of methods; nothing means "balanced".
+        family: name of the model family, where it cannot be recognised.
+
+    Raises:
+        ValueError: unknown recipe or family, methods that cannot be combined or do not work on
+            this model. Nothing is changed then, and what was enabled before stays enabled.
+    """
+    if isinstance(obj, torch.nn.Module):
+        raise ValueError(
+            f"{type(obj).__name__} is a bare denoiser, which has no clock to tell steps apart; "
+            f"enable acceleration on the pipeline that holds it"
+        )
+    recognised, denoisers = recognise(obj)
+    if family is not None:
+        chosen = find_family(family)
+        wrong = {n: type(m).__name__ for n, m in denoisers.items() if not chosen.matches(m)}
+        if wrong:
+            raise ValueError(
+                f"family {family} describes {', '.join(chosen.classes)}, but this pipeline holds "
+                f"{', '.join(f'{n}: {c}' for n, c in wrong.items())} ({recognised.name})"
+            )
+        recognised = chosen
+    plan = _resolve(obj, what or ("balanced",), recognised)
+    for method in plan.methods:
+        if not method.supports(recognised):
+            raise ValueError(
+                f"{type(method).__name__} works on {' and '.join(method.kinds)} models, as set; "
+                f"{recognised.name} is a {recognised.kind} it cannot serve"
+            )
+    previous = vars(obj).get(STATE)
+    disable(obj)
+    try:
+        return _install(obj, plan, recognised, denoisers)
+    except BaseException:
+        if previous is not None:
+            _install(obj, previous.plan, previous.family, dict(previous._site.denoisers))
+        raise
+
+
+def _resolve(pipe: Any, what: tuple[str | Method | Plan, ...], family: Family) -> Plan:
+    if len(what) == 1 and isinstance(what[0], Plan):
+        return what[0]
+    if len(what) == 1 and isinstance(what[0], str):
+        folder = Path(str(getattr(pipe, "name_or_path", "") or "."))
+        if what[0] == "balanced" and (folder / FILE).is_file() and folder != Path("."):
+            return Plan.load(folder / FILE)
+        if what[0] not in family.recipes and what[0] in methods():
+            raise ValueError(f"{what[0]!r} is a method: give an instance, {what[0]}(...)")
+        return recipe(what[0], family)
+    for one in what:
+        if not isinstance(one, Method):
+            raise ValueError(
+                f"expected one recipe name, one Plan or methods, got {one!r}; "
+                f"{nearest(str(one), [*family.recipes, *methods()])}"
+            )
+    return Plan(tuple(m for m in what if isinstance(m, Method)))
+
+
+def _install(
+    pipe: Any, plan: Plan, family: Family, denoisers: dict[str, torch.nn.Module]
+) -> Acceleration:
+    key = object()
+    patches = PatchStack(key)
+    clock = StepClock(pipe, key, patches, denoisers, family.branches)
+    recorder = Recorder(denoisers)
+    site = Site(pipe, family, denoisers, clock, patches, recorder)
+    try:
+        clock.install()
+        recorder.install(pipe, clock, patches)
+        for method in plan.methods:
+            method.install(site)
+        for name, module in denoisers.items():
+            inside = patches.bypassed(module)
+            if inside:
+                raise ValueError(
+                    f"{name} is compiled, and a method of this plan must wrap {inside[0]} inside "
+                    f"the compiled code, where it would do nothing; use carrier='output', or "
+                    f"compile_repeated_blocks() and a carrier that works between blocks"
+                )
+        state = Acceleration(pipe, plan, site)
+        patches.set(pipe, STATE, state)
+    except BaseException:
+        patches.undo()
+        raise
+    return state
+
+
+def disable(obj: Any) -> None:
+    """Give the pipeline back exactly as it was. Harmless when nothing is enabled."""
+    state = vars(obj).get(STATE)
+    if isinstance(state, Acceleration) and state._pipe is obj:
+        state._site.patches.undo()
+        state._site.clock.end(state._site.clock.run)
+
+
+@contextmanager
+def accelerated(
+    obj: Any, *what: str | Method | Plan, family: str | None = None
+) -> Iterator[Acceleration]:
+    """Accelerate within a `with` block; what was enabled before comes back on leaving it."""
+    previous = vars(obj).get(STATE)
+    state = enable(obj, *what, family=family)
+    try:
+        yield state
+    finally:
+        if previous is None:
+            disable(obj)
+        else:
+            enable(obj, previous.plan)
+
+
+def acceleration(pipe: Any) -> Acceleration | NotEnabled:
+    """What is enabled on `pipe`; false when nothing is."""
+    state = vars(pipe).get(STATE)
+    return state if isinstance(state, Acceleration) and state._pipe is pipe else NotEnabled(pipe)

@@ -1,0 +1,145 @@
+"""Family: what a model looks like, as data. No algorithm lives in a family."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A list of blocks that a transformer runs in order.
+
+    Attributes:
+        path: attribute path of the `ModuleList` in the denoiser.
+        streams: hidden-state arguments of a block's `forward`, by name.
+        returns: the same streams in the order in which a block returns them.
+        modules: submodules whose outputs a `module` carrier forecasts (before the gate).
+        idle: submodules whose output feeds nothing but one of `modules`.
+    """
+
+    path: str
+    streams: tuple[str, ...]
+    returns: tuple[str, ...]
+    modules: tuple[str, ...] = ()
+    idle: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family.
+
+    Attributes:
+        name: its name on the command line and in errors.
+        classes: class names of its denoisers.
+        attributes: pipeline attributes that hold a denoiser.
+        kind: "transformer", or "unet" (down, mid and up blocks as in `UNet2DConditionModel`).
+        config: entries of the denoiser's config that tell it from others of the same class.
+        blocks: block lists in the order they run.
+        stream: the hidden states that the output layers read.
+        axes: batch axis of every argument of the denoiser; None for one shared by the batch.
+        fused: branches of a batch that carries guidance, in order.
+        branches: the pipeline's `cache_context` names, where they differ from cond and uncond.
+        recipes: named plans for this family.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    attributes: tuple[str, ...] = ("transformer",)
+    kind: Literal["transformer", "unet"] = "transformer"
+    config: Mapping[str, Any] = field(default_factory=dict)
+    blocks: tuple[Blocks, ...] = ()
+    stream: str = "hidden_states"
+    axes: Mapping[str, int | None] = field(default_factory=dict)
+    fused: tuple[str, ...] = ()
+    branches: Mapping[str, str] = field(default_factory=dict)
+    recipes: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
+
+    def matches(self, denoiser: torch.nn.Module) -> bool:
+        """Whether `denoiser` (compiled or not) is of this family."""
+        module = getattr(denoiser, "_orig_mod", denoiser)
+        config = getattr(module, "config", {})
+        return type(module).__name__ in self.classes and all(
+            config.get(k) == v for k, v in self.config.items()
+        )
+
+    def flat_blocks(self, denoiser: torch.nn.Module) -> list[tuple[str, torch.nn.Module, Blocks]]:
+        """Every block of `denoiser` in the order it runs: path, module, description."""
+        root = getattr(denoiser, "_orig_mod", denoiser)
+        return [
+            (f"{blocks.path}.{i}", module, blocks)
+            for blocks in self.blocks
+            for i, module in enumerate(root.get_submodule(blocks.path).children())
+        ]
+
+
+def select_rows(
+    family: Family,
+    denoiser: torch.nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    rows: torch.Tensor,
+) -> dict[str, Any]:
+    """Arguments of a denoiser call for some rows of its batch.
+
+    Args:
+        rows: (R,) integer indices into the batch.
+
+    Returns:
+        Keyword arguments; tensors, also inside dicts and sequences, indexed along the batch axis
+        that the family states for them.
+
+    Raises:
+        ValueError: an argument whose batch axis the family does not state.
+    """
+    module = getattr(denoiser, "_orig_mod", denoiser)
+    bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs)
+    bound.arguments.pop("self")
+    arguments = {**bound.arguments, **bound.arguments.pop("kwargs", {})}
+    return {n: _rows_of(family, n, value, rows) for n, value in arguments.items()}
+
+
+def _rows_of(family: Family, name: str, value: Any, rows: torch.Tensor) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if name not in family.axes:
+        raise ValueError(
+            f"family {family.name} does not say which axis of the denoiser argument {name!r} is "
+            f"the batch; known arguments: {', '.join(sorted(family.axes)) or 'none'}"
+        )
+    axis = family.axes[name]
+    if isinstance(value, torch.Tensor):
+        single = axis is None or value.ndim <= axis
+        return value if single else value.index_select(axis or 0, rows.to(value.device))
+    if isinstance(value, Mapping):
+        return {k: _rows_of(family, name, v, rows) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(_rows_of(family, name, v, rows) for v in value)
+    raise ValueError(f"denoiser argument {name!r} has unsupported type {type(value).__name__}")
+
+
+def inspected(denoiser: torch.nn.Module, attribute: str) -> Family:
+    """Describe a denoiser that no family names, as far as that is safe.
+
+    Blocks are described when there is exactly one `ModuleList` of same-class children whose
+    `forward` takes and (by its annotation) returns a single hidden state; otherwise only methods
+    at the denoiser itself can be used.
+    """
+    module = getattr(denoiser, "_orig_mod", denoiser)
+    lists = []
+    for name, child in module.named_children():
+        children = list(child.children()) if isinstance(child, torch.nn.ModuleList) else []
+        if children and len({type(c) for c in children}) == 1:
+            forward = inspect.signature(type(children[0]).forward)
+            first = list(forward.parameters)[1:2]
+            if first == ["hidden_states"]:
+                lists.append((name, forward.return_annotation))
+    safe = len(lists) == 1 and lists[0][1] in (torch.Tensor, "torch.Tensor")
+    stream = ("hidden_states",)
+    blocks = (Blocks(lists[0][0], stream, stream),) if safe else ()
+    name = type(module).__name__
+    return Family(f"inspected:{name}", (name,), attributes=(attribute,), blocks=blocks)

@@ -1,0 +1,71 @@
+"""Method: a frozen dataclass of settings that installs itself at a site."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from .family import Family
+from .patch import PatchStack
+from .step import StepClock
+
+if TYPE_CHECKING:
+    from .report import Report
+
+LEVELS = ("sampler", "guidance", "step", "tokens", "blocks", "attention", "weights")
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where methods are installed: references only, no behaviour."""
+
+    pipe: Any
+    family: Family
+    denoisers: Mapping[str, torch.nn.Module]
+    clock: StepClock
+    patches: PatchStack
+    report: Report
+
+
+@dataclass(frozen=True)
+class Method(abc.ABC):
+    """One way to spend less work. Fields are the settings; the docstring is the help.
+
+    Class attributes:
+        level: what the method acts on, one of `LEVELS`.
+        kinds: kinds of family it works on.
+        excludes: class names of methods it cannot be combined with.
+    """
+
+    level: ClassVar[str]
+    kinds: ClassVar[tuple[str, ...]] = ("transformer", "unet")
+    excludes: ClassVar[tuple[str, ...]] = ()
+
+    @abc.abstractmethod
+    def install(self, site: Site) -> None:
+        """Attach to `site` by its patches and its clock; raise ValueError if that cannot be."""
+
+    @abc.abstractmethod
+    def expect(self, site: Site, steps: int) -> str:
+        """One line for `explain()`: what a run of `steps` steps will compute and keep."""
+
+    def supports(self, family: Family) -> bool:
+        """Whether this method, as set, can work on `family`."""
+        return family.kind in self.kinds
+
+
+def check_fields(method: Any, **rules: tuple[bool, str]) -> None:
+    """Raise ValueError for the first field whose rule is not met.
+
+    Args:
+        rules: field name -> (is it right, what would be right).
+    """
+    for name, (right, wanted) in rules.items():
+        if not right:
+            raise ValueError(
+                f"{type(method).__name__}.{name} must be {wanted}, got {getattr(method, name)!r}"
+            )

@@ -1,0 +1,45 @@
+"""Noise levels of a run: which sigma belongs to which denoising iteration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def noise_levels(pipe: Any, scheduler: Any) -> tuple[int, list[float | None]]:
+    """Iterations of the run that `pipe` is about to start, and the noise level of each.
+
+    A pipeline may cut the scheduler's timesteps: image-to-image at the front, `denoising_end` at
+    the end. Second-order schedulers list an inner evaluation as a timestep of its own.
+
+    Returns:
+        Number of iterations, and as many sigmas: flow in [0, 1], otherwise
+        sqrt((1 - abar) / abar); None where the scheduler does not tell.
+    """
+    timesteps = _listed(getattr(scheduler, "timesteps", None))
+    total = getattr(pipe, "num_timesteps", None) or len(timesteps)
+    if timesteps:
+        total = min(total, len(timesteps))
+    cut = len(timesteps) - total
+    begin = getattr(scheduler, "begin_index", None)
+    if cut > 0 and begin is not None:
+        cut = min(begin, cut)
+    elif cut > 0 and getattr(pipe, "denoising_end", None) is not None:
+        cut = 0
+    sigmas = _listed(getattr(scheduler, "sigmas", None))
+    if len(sigmas) >= cut + total:
+        return total, list(sigmas[cut : cut + total])
+    alphas = _listed(getattr(scheduler, "alphas_cumprod", None))
+    if not alphas or not timesteps:
+        return total, [None] * total
+    return total, [_variance_preserving(alphas, t) for t in timesteps[cut : cut + total]]
+
+
+def _listed(values: Any) -> list[float]:
+    if values is None:
+        return []
+    return [float(v) for v in (values.tolist() if hasattr(values, "tolist") else values)]
+
+
+def _variance_preserving(alphas: list[float], timestep: float) -> float:
+    alpha = alphas[min(max(int(timestep), 0), len(alphas) - 1)]
+    return float("inf") if alpha <= 0 else ((1 - alpha) / alpha) ** 0.5

@@ -1,0 +1,245 @@
+"""PatchStack: the only code here that alters objects we do not own, and gives them back exactly.
+
+Everything is intercepted at a *slot*: one instance attribute of one object. A module's slot is
+`_compiled_call_impl`, which `torch.nn.Module.__call__` consults before anything else; it survives
+the hooks of offloading, and `deepcopy` and pickle drop it. A slot is shared by every pipeline that
+is accelerated and picks the chain of handlers by the run that is going on, so that pipelines which
+share a denoiser may be disabled in any order.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Hashable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+CALL = "_compiled_call_impl"
+
+
+
+@dataclass(eq=False)
+class Scope:
+    """The extent of one run: slots dispatch to `key`'s handlers while it is live.
+
+    A scope may be ended from another thread (by the garbage collector, say), which cannot reset
+    this thread's context variable; hence `live`, and the way back to the scope outside.
+    """
+
+    key: Hashable
+    outer: Scope | None
+    live: bool = True
+
+
+active: ContextVar[Scope | None] = ContextVar("accel_active", default=None)
+"""The scope of the run going on in this thread."""
+
+
+def active_key() -> Hashable | None:
+    """The acceleration whose run is going on in this thread, or None."""
+    scope = active.get()
+    while scope is not None and not scope.live:
+        scope = scope.outer
+    return None if scope is None else scope.key
+
+
+Handler = Callable[..., Any]
+"""`handler(call, *args, **kwargs)`, where `call` goes on to what the handler wraps."""
+
+
+class PatchConflict(RuntimeError):
+    """Somebody else has patched an attribute on top of ours."""
+
+
+class Slot:
+    """One interception point: `vars(owner)[name]`, with a chain of handlers per acceleration."""
+
+    def __init__(self, owner: Any, name: str, always: bool) -> None:
+        self.owner, self.name, self.always = owner, name, always
+        self.chains: dict[Hashable, Callable[..., Any]] = {}
+        self._handlers: dict[Hashable, list[tuple[Handler, str]]] = {}
+        current = vars(owner).get(name)
+        stale = getattr(current, "__accel_slot__", None)  # a deep copy carries its original's
+        self.present = name in vars(owner) and stale is None
+        self.before = current if self.present else None
+        self.put = self._entry()
+
+    def _entry(self) -> Callable[..., Any]:
+        slot = self
+        if self.name == CALL:
+
+            def enter(*args: Any, **kwargs: Any) -> Any:
+                chain = slot.chains.get(active_key())
+                return slot.base(*args, **kwargs) if chain is None else chain(*args, **kwargs)
+
+            enter.__accel_slot__ = slot  # type: ignore[attr-defined]
+            return enter
+
+        original = getattr(type(self.owner), self.name)
+
+        @functools.wraps(original)
+        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if self is not slot.owner:  # a deep copy, which must run plain
+                return original(self, *args, **kwargs)
+            key = next(iter(slot.chains), None) if slot.always else active_key()
+            chain = slot.chains.get(key)
+            return slot.base(*args, **kwargs) if chain is None else chain(*args, **kwargs)
+
+        method.__accel_slot__ = slot  # type: ignore[attr-defined]
+        return types.MethodType(method, self.owner)
+
+    def base(self, *args: Any, **kwargs: Any) -> Any:
+        """Call what was there before us."""
+        if self.before is not None:
+            return self.before(*args, **kwargs)
+        if self.name == CALL:
+            return self.owner._call_impl(*args, **kwargs)
+        return getattr(type(self.owner), self.name)(self.owner, *args, **kwargs)
+
+    @classmethod
+    def of(cls, owner: Any, name: str) -> Slot | None:
+        """The slot now in place at `owner.name`, if there is one and it is this owner's own."""
+        slot = getattr(vars(owner).get(name), "__accel_slot__", None)
+        return slot if slot is not None and slot.owner is owner else None
+
+    def in_place(self) -> bool:
+        return Slot.of(self.owner, self.name) is self
+
+    def add(self, key: Hashable, handler: Handler, label: str) -> None:
+        self._handlers.setdefault(key, []).append((handler, label))
+        chain: Callable[..., Any] = self.base
+        for outer, name in reversed(self._handlers[key]):
+            chain = _link(outer, chain, name)
+        self.chains[key] = chain
+        vars(self.owner)[self.name] = self.put
+
+    def remove(self, key: Hashable) -> None:
+        self._handlers.pop(key, None)
+        self.chains.pop(key, None)
+        if self.chains or not self.in_place():
+            return
+        if self.present:
+            vars(self.owner)[self.name] = self.before
+        else:
+            del vars(self.owner)[self.name]
+
+    def adopt(self) -> Slot:
+        """Take the place back when `module.compile()` has overwritten it; keep what it compiled."""
+        if self.in_place():
+            return self
+        other = Slot.of(self.owner, self.name)
+        if other is not None:  # another acceleration came after the overwriting: join it
+            for key, handlers in self._handlers.items():
+                for handler, label in handlers:
+                    other.add(key, handler, label)
+            return other
+        self.present = self.name in vars(self.owner)
+        self.before = vars(self.owner).get(self.name)
+        vars(self.owner)[self.name] = self.put
+        return self
+
+
+def _link(handler: Handler, call: Callable[..., Any], label: str) -> Callable[..., Any]:
+    def linked(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return handler(call, *args, **kwargs)
+        except Exception as error:
+            note = f"accel: {label}"
+            if hasattr(error, "add_note") and note not in getattr(error, "__notes__", ()):
+                error.add_note(note)
+            raise
+
+    return linked
+
+
+def is_compiled(module: torch.nn.Module) -> bool:
+    """Whether calling `module` runs a compiled graph, in which inner slots are not seen."""
+    slot = Slot.of(module, CALL)
+    inside = vars(module).get(CALL) if slot is None else slot.before
+    return inside is not None or hasattr(module, "_orig_mod")
+
+
+class PatchStack:
+    """What one acceleration has changed, undone last in, first out."""
+
+    def __init__(self, key: Hashable) -> None:
+        self.key = key
+        self._slots: list[Slot] = []
+        self._values: list[tuple[Any, str, bool, Any, Any]] = []
+
+    def call(self, module: torch.nn.Module, handler: Handler, label: str) -> None:
+        """Wrap calls of `module` during this acceleration's runs. The first added is outermost."""
+        self._join(module, CALL, handler, label, always=False)
+
+    def method(
+        self, owner: Any, name: str, handler: Handler, label: str, always: bool = False
+    ) -> None:
+        """Wrap the bound method `owner.name`; `always` also outside of this acceleration's runs."""
+        self._join(owner, name, handler, label, always)
+
+    def _join(self, owner: Any, name: str, handler: Handler, label: str, always: bool) -> None:
+        slot = Slot.of(owner, name) or Slot(owner, name, always)
+        slot.add(self.key, handler, label)
+        if slot not in self._slots:
+            self._slots.append(slot)
+
+    def set(self, owner: Any, name: str, value: Any) -> None:
+        """Set the instance attribute `owner.name`."""
+        self._values.append((owner, name, name in vars(owner), vars(owner).get(name), value))
+        vars(owner)[name] = value
+
+    def release(self, owner: Any, name: str) -> None:
+        """Undo the slot at `owner.name` alone (a scheduler that was swapped for another)."""
+        for slot in [s for s in self._slots if s.owner is owner and s.name == name]:
+            slot.remove(self.key)
+            self._slots.remove(slot)
+
+    def adopt(self) -> None:
+        """Before a run: take back call slots that `compile()` has overwritten since."""
+        for i, slot in enumerate(self._slots):
+            if slot.name == CALL:
+                self._slots[i] = slot.adopt()
+
+    def bypassed(self, root: torch.nn.Module) -> list[str]:
+        """Names of wrapped modules inside `root` that lie in a compiled module."""
+        names = {module: name for name, module in root.named_modules()}
+        compiled = [name for module, name in names.items() if is_compiled(module)]
+        hooked = [
+            names[s.owner]
+            for s in self._slots
+            if isinstance(s.owner, torch.nn.Module) and s.owner in names
+        ]
+        return [n for n in hooked if n and any(n.startswith(f"{c}.") or not c for c in compiled)]
+
+    def undo(self) -> None:
+        """Give everything back.
+
+        Raises:
+            PatchConflict: somebody patched on top of us; nothing is undone then. A call slot
+                overwritten by `compile()` is no conflict: it is left as compiled.
+        """
+        for owner, name, _, _, value in self._values:
+            if vars(owner).get(name) is not value:
+                raise PatchConflict(self._conflict(owner, name))
+        for slot in self._slots:
+            if slot.name != CALL and not slot.in_place():
+                raise PatchConflict(self._conflict(slot.owner, slot.name))
+        while self._values:
+            owner, name, present, before, _ = self._values.pop()
+            if present:
+                vars(owner)[name] = before
+            else:
+                del vars(owner)[name]
+        while self._slots:
+            self._slots.pop().remove(self.key)
+
+    @staticmethod
+    def _conflict(owner: Any, name: str) -> str:
+        return (
+            f"{type(owner).__name__}.{name} was patched by somebody else after acceleration was "
+            f"enabled; undo that patch first, then disable acceleration"
+        )

@@ -1,0 +1,190 @@
+"""Plan: an ordered set of methods, what it was made for, and its JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .method import Method
+from .registry import find_method, find_type, nearest
+
+FILE = "acceleration.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Methods to enable together.
+
+    Attributes:
+        methods: in the order they are installed, outermost first.
+        name: of the recipe, if it is one.
+        note: where the settings come from ("measured on …", "published settings, …").
+        fingerprint: what the plan was tuned for: model, scheduler, steps, guidance.
+
+    Raises:
+        ValueError: two of the methods cannot be combined.
+    """
+
+    methods: tuple[Method, ...]
+    name: str = ""
+    note: str = ""
+    fingerprint: Mapping[str, str | int | float] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for i, first in enumerate(self.methods):
+            for second in self.methods[i + 1 :]:
+                names = type(first).__name__, type(second).__name__
+                if names[1] in first.excludes or names[0] in second.excludes:
+                    raise ValueError(
+                        f"{names[0]} and {names[1]} cannot be combined: both decide at level "
+                        f"{first.level!r} which steps are computed; enable one of them"
+                    )
+                if names[0] == names[1]:
+                    raise ValueError(f"{names[0]} is given twice; give it once")
+
+    def __str__(self) -> str:
+        return " + ".join(describe(m) for m in self.methods) or "nothing"
+
+    def to_json(self) -> str:
+        values = {
+            "name": self.name,
+            "note": self.note,
+            "fingerprint": dict(self.fingerprint),
+            "methods": [_encode(m) for m in self.methods],
+        }
+        return json.dumps({k: v for k, v in values.items() if v or k == "methods"}, indent=1)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the plan as JSON; nothing in it is ever executed."""
+        path = Path(path)
+        path.write_text(self.to_json() + "\n")
+        return path
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: not JSON, an unknown method or field (the nearest known one is named), or
+                a value of the wrong type.
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not a plan: {error}") from None
+        if not isinstance(values, dict) or not isinstance(values.get("methods"), list):
+            raise ValueError('not a plan: expected an object with a list "methods"')
+        known = [f.name for f in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                raise ValueError(f"plan has no field {key!r}; {nearest(key, known)}")
+        found = tuple(_decode(v, Method, "methods") for v in values.pop("methods"))
+        return cls(found, **values)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan from a file; errors name the file."""
+        try:
+            return cls.from_json(Path(path).read_text())
+        except OSError as error:
+            raise ValueError(f"cannot read the plan {path}: {error.strerror}") from None
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+
+def describe(method: Any) -> str:
+    """`Name(field=value, …)` with the fields that differ from their defaults."""
+    shown = [
+        f"{f.name}={value!r}"
+        for f in dataclasses.fields(method)
+        if (value := getattr(method, f.name)) != f.default
+    ]
+    return f"{type(method).__name__}({', '.join(shown)})"
+
+
+def build(kind: type, fields: Mapping[str, Any]) -> Any:
+    """An instance of the dataclass `kind` from plain values.
+
+    Raises:
+        ValueError: an unknown field, or a value that does not fit the field's annotation.
+    """
+    annotations = typing.get_type_hints(kind)
+    known = {f.name for f in dataclasses.fields(kind)}
+    for name in fields:
+        if name not in known:
+            raise ValueError(f"{kind.__name__} has no field {name!r}; {nearest(name, known)}")
+    label = kind.__name__
+    return kind(**{n: _decode(v, annotations[n], f"{label}.{n}") for n, v in fields.items()})
+
+
+def _encode(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: _encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"method": type(value).__name__, **fields}
+    if isinstance(value, enum.Enum):
+        return value.name
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(k): _encode(v) for k, v in value.items()}
+    if isinstance(value, tuple | list | frozenset):
+        return [_encode(v) for v in value]
+    return value
+
+
+def _decode(value: Any, wanted: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin in (typing.Union, types.UnionType):
+        for option in arguments:
+            try:
+                return _decode(value, option, where)
+            except ValueError:
+                if option is arguments[-1]:
+                    raise
+    if origin is typing.Literal:
+        if value in arguments:
+            return value
+        raise ValueError(f"{where} must be one of {', '.join(map(repr, arguments))}, got {value!r}")
+    if isinstance(value, dict) and "method" in value:
+        fields = dict(value)
+        return build(find_type(fields.pop("method")), fields)
+    if wanted is Method:
+        raise ValueError(f'{where} must be an object with a "method", got {value!r}')
+    if origin is tuple and isinstance(value, list | tuple):
+        return _decode_tuple(value, arguments, where)
+    if isinstance(wanted, type) and issubclass(wanted, enum.Enum):
+        if value in wanted.__members__:
+            return wanted[value]
+        raise ValueError(f"{where} {value!r}; {nearest(str(value), wanted.__members__)}")
+    if wanted is float and not isinstance(value, bool):
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            pass
+    if wanted is Any or (wanted is None and value is None) or wanted is type(value):
+        return value
+    name = getattr(wanted, "__name__", str(wanted))
+    if dataclasses.is_dataclass(wanted) and isinstance(value, wanted):
+        return value
+    raise ValueError(f"{where} must be {name}, got {value!r}")
+
+
+def _decode_tuple(value: Sequence[Any], arguments: tuple[Any, ...], where: str) -> tuple[Any, ...]:
+    if len(arguments) == 2 and arguments[1] is Ellipsis:
+        return tuple(_decode(v, arguments[0], where) for v in value)
+    if len(value) != len(arguments):
+        raise ValueError(f"{where} must have {len(arguments)} entries, got {value!r}")
+    return tuple(_decode(v, a, where) for v, a in zip(value, arguments, strict=True))
+
+
+def as_method(name: str, **fields: Any) -> Method:
+    """A method by its name, in any case; recipes use this so that families import no method."""
+    return build(find_method(name), fields)

@@ -1,0 +1,139 @@
+"""Recorder: keeps, during a run, what a report is made of afterwards."""
+
+from __future__ import annotations
+
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+
+from .patch import PatchStack
+from .report import Report, Row
+from .step import Call, Run, StepClock
+from .work import Work, count_flops, shapes_of
+
+
+class Recorder:
+    """Rows of the last run, its times, and the bytes that methods held.
+
+    Attributes:
+        skips: named skip sets: name -> denoiser -> paths of the modules that do not run.
+        holders: functions that return the bytes a method holds now.
+    """
+
+    def __init__(self, denoisers: Mapping[str, torch.nn.Module]) -> None:
+        self._denoisers = {n: weakref.ref(m) for n, m in denoisers.items()}
+        self.skips: dict[str, dict[str, list[str]]] = {}
+        self.holders: list[Callable[[], int]] = []
+        self.owners: dict[str, list[str]] = {}
+        self._calls: list[Call] = []
+        self._shapes: dict[str, tuple[Any, Any]] = {}
+        self._work: dict[str, Work] = {}
+        self._marks: dict[str, float] = {}
+        self._bytes = 0
+        self._complete = False
+
+    def skip_set(self, method: str, name: str, modules: Mapping[str, Iterable[str]]) -> str:
+        """Declare what `method` leaves out in a skipped call; returns the name for `Call`."""
+        self.skips[name] = {d: list(paths) for d, paths in modules.items()}
+        self.owners.setdefault(method, []).append(name)
+        return name
+
+    def install(self, pipe: Any, clock: StepClock, patches: PatchStack) -> None:
+        for name, module in clock.denoisers.items():
+            patches.call(module, self._observer(name), f"recorder on {name}")
+        if hasattr(type(pipe), "check_inputs"):
+            patches.method(pipe, "check_inputs", self._mark("call"), "recorder", always=True)
+        if hasattr(type(pipe), "maybe_free_model_hooks"):
+            after = self._mark("done", overwrite=True)
+            patches.method(pipe, "maybe_free_model_hooks", after, "recorder", always=True)
+        clock.on_begin.append(self._begin)
+        clock.on_call.append(self._calls_append)
+        clock.on_end.append(self._end)
+
+    def _observer(self, name: str) -> Callable[..., Any]:
+        def observe(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            if name not in self._shapes:
+                self._shapes[name] = shapes_of((args, kwargs))
+            return call(*args, **kwargs)
+
+        return observe
+
+    def _mark(self, name: str, overwrite: bool = False) -> Callable[..., Any]:
+        def mark(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            if overwrite and name not in self._marks:
+                self._marks[name] = self._now()
+            elif not overwrite:
+                self._marks = {name: self._now()}
+            return call(*args, **kwargs)
+
+        return mark
+
+    def _now(self) -> float:
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def _begin(self, run: Run) -> None:
+        called = self._marks.get("call")
+        self._marks = {} if called is None or "done" in self._marks else {"call": called}
+        self._calls, self._shapes, self._work, self._bytes = [], {}, {}, 0
+        self._complete = False
+        self._marks["begin"] = self._now()
+
+    def _calls_append(self, call: Call) -> None:
+        self._calls.append(call)
+
+    def _end(self, run: Run) -> None:
+        self._marks["end"] = self._now()
+        self._bytes = sum(held() for held in self.holders)
+        self._complete = run.index >= run.total > 0
+        if not self._complete:
+            return
+        used = {call.skipped for call in self._calls}
+        for method, names in self.owners.items():
+            if not used & set(names):
+                warnings.warn(
+                    f"{method} skipped nothing in this run of {run.total} steps: it cost memory "
+                    f"and saved no work; loosen its setting or give it more steps",
+                    stacklevel=2,
+                )
+
+    def report(self, methods: str) -> Report:
+        """The report of the last run.
+
+        Raises:
+            RuntimeError: there was no run since acceleration was enabled.
+        """
+        if not self._calls:
+            raise RuntimeError("nothing to report: run the pipeline first")
+        for name, (args, kwargs) in self._shapes.items():
+            module = self._denoisers[name]()
+            if name not in self._work and module is not None:
+                self._work[name] = count_flops(module, args, kwargs)
+        rows = [self._row(call) for call in self._calls]
+        weights = [self._work[call.denoiser].total for call in self._calls]
+        marks, begin, end = self._marks, self._marks["begin"], self._marks.get("end")
+        loop = (end or self._now()) - begin
+        before = begin - marks.get("call", begin)
+        after = marks.get("done", end or begin) - (end or begin)
+        return Report(
+            methods=methods,
+            rows=tuple(rows),
+            computed_fraction=sum(r.work * w for r, w in zip(rows, weights, strict=True))
+            / max(sum(weights), 1),
+            basis=" and ".join(sorted({w.basis for w in self._work.values()})),
+            seconds_loop=loop,
+            seconds_rest=before + max(after, 0.0),
+            bytes_held=self._bytes,
+            complete=self._complete,
+        )
+
+    def _row(self, call: Call) -> Row:
+        skipped = None if call.skipped is None else self.skips[call.skipped][call.denoiser]
+        step = call.step
+        work = self._work[call.denoiser].without(skipped)
+        return Row(step.index, step.sigma, step.branch, call.denoiser, call.action, work)

@@ -1,0 +1,154 @@
+"""Report: what a run computed, forecast and reused, and what that can save."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+COLOURS = {"computed": "#1f4e79", "forecast": "#e0952b", "reused": "#7fb069"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One evaluation of a denoiser.
+
+    Attributes:
+        action: "computed", "forecast" (extrapolated) or "reused" (held).
+        work: FLOPs spent, as a fraction of a full evaluation.
+    """
+
+    index: int
+    sigma: float | None
+    branch: str
+    denoiser: str
+    action: str
+    work: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """One run.
+
+    Attributes:
+        rows: one per evaluation of a denoiser, in order.
+        computed_fraction: FLOPs spent over those of the plain run.
+        basis: what the fraction was counted in ("flops", else "parameters").
+        seconds_loop: wall time of the denoising loop, s.
+        seconds_rest: wall time before it (text encoders) and after it (decoding), s.
+        bytes_held: tensors kept between steps at the end of the loop.
+        complete: False when the run was aborted.
+    """
+
+    methods: str
+    rows: tuple[Row, ...]
+    computed_fraction: float
+    basis: str
+    seconds_loop: float
+    seconds_rest: float
+    bytes_held: int
+    complete: bool
+
+    @property
+    def bound(self) -> float:
+        """Speed-up of the denoising loop that the computed fraction allows at most."""
+        return math.inf if not self.computed_fraction else 1 / self.computed_fraction
+
+    @property
+    def branches(self) -> list[str]:
+        return list(dict.fromkeys(row.branch for row in self.rows))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; a noise level that is infinite becomes None."""
+        values = {**dataclasses.asdict(self), "bound": self.bound}
+        for row in values["rows"]:
+            if row["sigma"] is not None and not math.isfinite(row["sigma"]):
+                row["sigma"] = None
+        return values
+
+    def save(self, path: str | Path) -> Path:
+        """Write the report as JSON."""
+        path = Path(path)
+        path.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
+        return path
+
+    def summary(self) -> str:
+        """Two lines: what was done, what it means."""
+        count = {a: sum(r.action == a for r in self.rows) for a in COLOURS}
+        done = ", ".join(f"{n} {a}" for a, n in count.items() if n)
+        size = self.bytes_held / 2**20
+        return (
+            f"{self.methods}: {len(self.rows)} evaluations, {done}"
+            f"{'' if self.complete else ' (aborted)'}\n"
+            f"computed {self.computed_fraction:.1%} of the {self.basis}, so at most "
+            f"{self.bound:.2f}x in the loop; loop {self.seconds_loop:.2f} s, "
+            f"rest {self.seconds_rest:.2f} s, {size:.1f} MiB held"
+        )
+
+    def table(self) -> Table:
+        """One line a step, one column a branch."""
+        table = Table(title=None, header_style="bold")
+        table.add_column("step", justify="right")
+        table.add_column("sigma", justify="right")
+        for branch in self.branches:
+            table.add_column(branch)
+        steps: dict[int, dict[str, Row]] = {}
+        for row in self.rows:
+            steps.setdefault(row.index, {})[row.branch] = row
+        for index, found in steps.items():
+            sigma = next(iter(found.values())).sigma
+            cells = [
+                f"{row.action} {row.work:.0%}" if (row := found.get(b)) else ""
+                for b in self.branches
+            ]
+            table.add_row(str(index), "" if sigma is None else f"{sigma:.3f}", *cells)
+        return table
+
+    def __str__(self) -> str:
+        console = Console(width=100, color_system=None, record=True, file=_Nowhere())
+        console.print(self.table())
+        return console.export_text() + self.summary()
+
+    def plot(self, path: str | Path) -> Path:
+        """Draw work per step, a panel a branch, and write it as a picture."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        branches = self.branches
+        figure = Figure(figsize=(9, 1.1 + 1.5 * len(branches)), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(len(branches), 1, sharex=True, squeeze=False)[:, 0]
+        for axis, branch in zip(axes, branches, strict=True):
+            for action, colour in COLOURS.items():
+                rows = [r for r in self.rows if r.branch == branch and r.action == action]
+                heights = [max(r.work, 0.03) for r in rows]
+                axis.bar([r.index for r in rows], heights, color=colour, label=action, width=0.9)
+            axis.set_ylim(0, 1.05)
+            axis.set_ylabel(f"work\n({branch})")
+        axes[-1].set_xlabel("step")
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper right", ncols=3, frameon=False)
+        figure.suptitle(
+            f"{self.methods}: {self.computed_fraction:.0%} computed, at most {self.bound:.2f}x",
+            x=0.01,
+            ha="left",
+            fontsize=10,
+        )
+        figure.savefig(path, dpi=120)
+        return Path(path)
+
+
+class _Nowhere:
+    """A text file that keeps nothing; the console records what it prints."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+    def flush(self) -> None:
+        return None

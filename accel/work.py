@@ -1,0 +1,84 @@
+"""Work: FLOPs of a denoiser and of every module in it, counted without computing anything."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a full evaluation costs.
+
+    Attributes:
+        total: floating-point operations (basis "flops") or parameters (basis "parameters").
+        modules: the same for every module, by its path in the denoiser.
+        basis: what was counted. Parameters stand in where the model cannot be traced.
+    """
+
+    total: int
+    modules: Mapping[str, int]
+    basis: str
+
+    def without(self, skipped: Iterable[str] | None) -> float:
+        """Fraction of a full evaluation that is left when `skipped` modules do not run.
+
+        Args:
+            skipped: module paths, none inside another; "" is the whole denoiser.
+        """
+        if skipped is None:
+            return 1.0
+        names = list(skipped)
+        if "" in names or not self.total:
+            return 0.0
+        return 1.0 - sum(self.modules.get(n, 0) for n in names) / self.total
+
+
+def shapes_of(values: Any) -> Any:
+    """`values` with every tensor replaced by a storage-free one of the same shape and dtype."""
+    return tree_map(lambda v: v.to("meta") if isinstance(v, torch.Tensor) else v, values)
+
+
+def count_flops(denoiser: torch.nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> Work:
+    """Count a full evaluation of `denoiser` on arguments from `shapes_of`.
+
+    A storage-free copy is run on the meta device, so this needs neither memory nor the GPU; the
+    copy carries neither our patches nor the hooks of offloading or compilation.
+    """
+    module = getattr(denoiser, "_orig_mod", denoiser)
+    memo: dict[int, Any] = {}
+    for tensor in [*module.parameters(), *module.buffers()]:
+        empty = torch.empty_like(tensor, device="meta")
+        keep = isinstance(tensor, torch.nn.Parameter)
+        memo[id(tensor)] = torch.nn.Parameter(empty, requires_grad=False) if keep else empty
+    try:
+        clone = copy.deepcopy(module, memo)
+        for part in clone.modules():
+            for hook in ("forward", "cache_context"):
+                vars(part).pop(hook, None)
+        counter = FlopCounterMode(display=False)
+        with torch.no_grad(), torch.device("meta"), counter:
+            clone(*args, **kwargs)
+    except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError):
+        return count_parameters(module)  # data-dependent code; the report names this basis
+    prefix = type(clone).__name__
+    counts = {
+        name.removeprefix(prefix).removeprefix("."): sum(ops.values())
+        for name, ops in counter.get_flop_counts().items()
+        if name.startswith(prefix)
+    }
+    total = counts.get("", 0)
+    return Work(total, counts, "flops") if total else count_parameters(module)
+
+
+def count_parameters(denoiser: torch.nn.Module) -> Work:
+    """Parameters of every module, as a stand-in for work that could not be counted."""
+    module = getattr(denoiser, "_orig_mod", denoiser)
+    counts = {n: sum(p.numel() for p in m.parameters()) for n, m in module.named_modules()}
+    return Work(counts.get("", 0), counts, "parameters")
