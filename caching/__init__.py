@@ -2,3 +2,17 @@
 
 if not __name__.startswith("accel."):
     raise ImportError(f"import accel.{__name__}, not {__name__}: a second copy shares no state")
+
+from accel.method import Method
+
+from .deepcache import DeepCache
+from .first_block_cache import FirstBlockCache
+from .taylorseer import TaylorSeer
+
+METHODS: dict[str, type[Method]] = {
+    "DeepCache": DeepCache,
+    "FirstBlockCache": FirstBlockCache,
+    "TaylorSeer": TaylorSeer,
+}
+
+__all__ = ["METHODS", "DeepCache", "FirstBlockCache", "TaylorSeer"]

@@ -1,0 +1,188 @@
+"""Carriers: where in the model something is kept and stood in for.
+
+`output` skips the denoiser whole; `hidden` keeps its embedders and output layers and replaces the
+stack of blocks; `module` replaces every attention and feed-forward output before its gate.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_map
+
+from accel.family import Family
+from accel.method import Site
+
+from .blocks import Streams
+from .policies import Policy
+from .state import Cache
+
+CARRIERS = ("output", "hidden", "module")
+
+
+class Carrier:
+    """A policy at work in one place; `label` names its skip set in the report.
+
+    Args:
+        since: steps before this one (counted from the denoiser's first) are not kept.
+    """
+
+    def __init__(
+        self, site: Site, cache: Cache, policy: Policy, method: str, since: int = 0
+    ) -> None:
+        self.site, self.cache, self.policy, self.method = site, cache, policy, method
+        self.since, self.label = since, f"{method}:{type(self).__name__}"
+
+    def install(self) -> None:
+        skips = {name: self.attach(name, module) for name, module in self.site.denoisers.items()}
+        self.site.report.skip_set(self.method, self.label, skips)
+
+    def attach(self, name: str, denoiser: torch.nn.Module) -> list[str]:
+        """Wrap what this carrier needs; returns the paths of the modules a skip leaves out."""
+        raise AssertionError("a carrier attaches somewhere")
+
+    def decide(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Ask the policy once for the denoiser call that begins, and tell the report."""
+        state, step = self.cache.enter(name, args, kwargs)
+        index, total = step.index - state.first, step.total - state.first
+        state.compute = state.empty or self.policy.computes(index, total)
+        if not state.compute:
+            call = self.site.clock.call
+            assert call is not None
+            several = any(len(h.anchors) > 1 for h in state.histories.values())
+            call.action, call.skipped = "forecast" if several else "reused", self.label
+        return state.compute
+
+    def keep(self, path: str, value: Any) -> None:
+        state, index = self.cache.current, self.site.clock.step.index
+        assert state is not None
+        if index - state.first >= self.since:
+            state.keep(path, index, value)
+
+    def forecast(self, path: str) -> Any:
+        state = self.cache.current
+        assert state is not None
+        return state.histories[path].forecast(self.site.clock.step.index)
+
+    @property
+    def computing(self) -> bool:
+        return self.cache.current is None or self.cache.current.compute
+
+    def gate(self, name: str, denoiser: torch.nn.Module) -> None:
+        """Decide at the denoiser, for carriers that act inside it."""
+
+        def decide(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            self.decide(name, args, kwargs)
+            return call(*args, **kwargs)
+
+        self.site.patches.call(denoiser, decide, f"{self.label} on {name}")
+
+
+class Output(Carrier):
+    """The denoiser's output: a skipped step does not call it at all."""
+
+    def attach(self, name: str, denoiser: torch.nn.Module) -> list[str]:
+        self.site.patches.call(
+            denoiser, functools.partial(self._denoise, name), f"{self.label} on {name}"
+        )
+        return [""]
+
+    def _denoise(self, name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if not self.decide(name, args, kwargs):
+            return self.forecast("")
+        value = call(*args, **kwargs)
+        self.keep("", value)
+        return value
+
+
+class Hidden(Carrier):
+    """The hidden states after the last block; no block runs on a skipped step."""
+
+    def attach(self, name: str, denoiser: torch.nn.Module) -> list[str]:
+        blocks = self.site.family.flat_blocks(denoiser)
+        self.gate(name, denoiser)
+        for path, block, spec in blocks:
+            streams, last = Streams(block, spec), path == blocks[-1][0]
+            handler = functools.partial(self._block, streams, last)
+            self.site.patches.call(block, handler, f"{self.label} on {name}.{path}")
+        return [path for path, _, _ in blocks]
+
+    def _block(
+        self, streams: Streams, last: bool, call: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        stream = self.site.family.stream
+        if self.computing:
+            value = call(*args, **kwargs)
+            if last:
+                self.keep("", streams.pick(value, stream))
+            return value
+        if last:
+            return streams.through(args, kwargs, {stream: self.forecast("")})
+        return streams.through(args, kwargs)
+
+
+class Modules(Carrier):
+    """The output of every attention and feed-forward module, before the gate."""
+
+    def attach(self, name: str, denoiser: torch.nn.Module) -> list[str]:
+        self.gate(name, denoiser)
+        skipped = []
+        for path, block, spec in self.site.family.flat_blocks(denoiser):
+            for part in (*spec.modules, *spec.idle):
+                module, full = block.get_submodule(part), f"{path}.{part}"
+                handler = self._idle if part in spec.idle else self._module
+                self.site.patches.call(
+                    module, functools.partial(handler, full), f"{self.label} on {name}.{full}"
+                )
+                skipped.append(full)
+        return skipped
+
+    def _module(self, path: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if not self.computing:
+            return self.forecast(path)
+        value = call(*args, **kwargs)
+        self.keep(path, value)
+        return value
+
+    def _idle(self, path: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        state = self.cache.current
+        if state is None or state.compute:
+            value = call(*args, **kwargs)
+            if state is not None:
+                state.extra[path] = shape_of(value)
+            return value
+        return blank(state.extra[path])
+
+
+def shape_of(value: Any) -> Callable[[], Any]:
+    """A maker of structures shaped like `value` that take no memory (stride 0)."""
+    shapes = tree_map(
+        lambda t: (t.shape, t.new_zeros(())) if isinstance(t, torch.Tensor) else t, value
+    )
+    return lambda: tree_map(
+        lambda s: s[1].expand(s[0]) if _is_shape(s) else s, shapes, is_leaf=_is_shape
+    )
+
+
+def blank(maker: Callable[[], Any]) -> Any:
+    """A value that only modules which do not run will read."""
+    return maker()
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], torch.Size)
+
+
+def supported(carrier: str, family: Family) -> bool:
+    """Whether `carrier` can be installed on models of `family`."""
+    if carrier == "output":
+        return True
+    if carrier == "module":
+        return any(blocks.modules for blocks in family.blocks)
+    return bool(family.blocks)
+
+
+KINDS: dict[str, type[Carrier]] = {"output": Output, "hidden": Hidden, "module": Modules}

@@ -1,0 +1,62 @@
+"""DeepCache (2312.00858): reuse a U-Net's deep features, recompute its shallow branch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from accel.method import Method, Site, check_fields
+
+from .forecasters import hold
+from .policies import Interval, Listed, Policy, explain_schedule
+from .state import Cache
+from .unet_branch import UNetBranch
+
+
+@dataclass(frozen=True)
+class DeepCache(Method):
+    """Compute the whole U-Net every `interval`-th step, else only its shallowest layers.
+
+    Attributes:
+        interval: steps from one full step to the next; 1 skips nothing.
+        branch: where the shallow branch ends, counted in skip connections: 0 keeps only the first
+            (1 ResNet of SD 1.5), 1 is the "layer 0, block 0" of the paper (3 ResNets). Higher
+            is slower and closer.
+        steps: full steps listed instead of `interval`; must begin with 0.
+
+    Keeps one hidden state. A static schedule. ControlNet residuals of the layers that run are
+    applied on every step; steps are counted from the first one run, also in image-to-image.
+    """
+
+    interval: int = 3
+    branch: int = 0
+    steps: tuple[int, ...] | None = None
+
+    level: ClassVar[str] = "blocks"
+    kinds: ClassVar[tuple[str, ...]] = ("unet",)
+    excludes: ClassVar[tuple[str, ...]] = ("TaylorSeer", "FirstBlockCache")
+
+    def __post_init__(self) -> None:
+        listed = self.steps
+        rising = listed is None or (
+            len(listed) > 0 and listed[0] == 0 and list(listed) == sorted(set(listed))
+        )
+        check_fields(
+            self,
+            interval=(self.interval >= 1, "at least 1"),
+            branch=(self.branch >= 0, "0 or more"),
+            steps=(rising, "rising step numbers that begin with 0"),
+        )
+
+    @property
+    def policy(self) -> Policy:
+        return Interval(self.interval) if self.steps is None else Listed(self.steps)
+
+    def expect(self, site: Site, steps: int) -> str:
+        return explain_schedule(
+            self.policy, steps, f"the others run branch {self.branch}; keeps 1 hidden state"
+        )
+
+    def install(self, site: Site) -> None:
+        cache = Cache(site, hold, 1)
+        UNetBranch(site, cache, self.policy, "DeepCache", branch=self.branch).install()

@@ -1,0 +1,61 @@
+"""Policies: when to compute. Settings only; what they need to know is passed in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Policy(Protocol):
+    """Decides, step by step, whether the cached part runs."""
+
+    def computes(self, index: int, total: int) -> bool:
+        """Whether step `index` of `total` is computed.
+
+        Args:
+            index: iterations since the denoiser was first called in this run, so that a second
+                expert (Wan 2.2) gets a warm-up of its own.
+            total: iterations of the run, counted from the same place.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Every `interval`-th step after `warmup` steps, as TaylorSeer counts (2503.06923).
+
+    The last of the warm-up steps is the first of the regular ones. `last` also computes the final
+    step, which the published schedule does not.
+    """
+
+    interval: int
+    warmup: int = 1
+    last: bool = False
+
+    def computes(self, index: int, total: int) -> bool:
+        start = max(self.warmup, 1) - 1
+        if index <= start or (self.last and index == total - 1):
+            return True
+        return (index - start) % self.interval == 0
+
+
+@dataclass(frozen=True)
+class Listed:
+    """The steps named, and no others."""
+
+    steps: Sequence[int]
+
+    def computes(self, index: int, total: int) -> bool:
+        return index in self.steps
+
+
+def schedule(policy: Policy, total: int) -> list[int]:
+    """The steps that `policy` computes in a run of `total` steps."""
+    return [i for i in range(total) if policy.computes(i, total)]
+
+
+def explain_schedule(policy: Policy, total: int, kept: str) -> str:
+    """The line a method with a static schedule shows before a run."""
+    count = len(schedule(policy, total))
+    return f"computes {count} of {total} steps ({count / total:.0%}); {kept}"

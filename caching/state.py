@@ -1,0 +1,124 @@
+"""Running state of a caching method: what was computed, kept per branch and shape."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from accel.method import Site
+from accel.step import Run, Step
+
+from .forecasters import Weights
+
+
+class History:
+    """The last computed values of one thing, and their combination.
+
+    Args:
+        weights: the forecaster.
+        length: values kept.
+    """
+
+    def __init__(self, weights: Weights, length: int) -> None:
+        self._weights = weights
+        self.anchors: deque[int] = deque(maxlen=length)
+        self.values: deque[list[torch.Tensor]] = deque(maxlen=length)
+        self._spec: TreeSpec | None = None
+
+    def keep(self, index: int, value: Any) -> None:
+        """Keep `value` (a tensor, or any structure of tensors) as computed at step `index`."""
+        leaves, self._spec = tree_flatten(value)
+        # cloned: the pipeline may go on to change what it was given in place
+        self.values.appendleft([leaf.detach().clone() for leaf in leaves])
+        self.anchors.appendleft(index)
+
+    def forecast(self, index: int) -> Any:
+        """The stand-in at step `index`, in the structure that was kept; never aliases it."""
+        assert self._spec is not None, "forecast from an empty history"
+        weights = self._weights(self.anchors, index)
+        columns = zip(*self.values, strict=True)
+        return tree_unflatten([combine(weights, column) for column in columns], self._spec)
+
+    def bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for value in self.values for t in value)
+
+
+def combine(weights: list[float], values: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """sum_i w_i v_i for weights that sum to 1, exact when all values are equal."""
+    first = values[0]
+    if len(values) == 1:
+        return first.clone()
+    if len(values) == 2:
+        return torch.lerp(first, values[1], weights[1])
+    wide = torch.promote_types(first.dtype, torch.float32)
+    base = first.to(wide)
+    total = base.clone()
+    for weight, value in zip(weights[1:], values[1:], strict=True):
+        total.add_(value.to(wide).sub_(base) if wide != value.dtype else value - base, alpha=weight)
+    return total.to(first.dtype)
+
+
+class State:
+    """One branch at one shape in one run.
+
+    Attributes:
+        first: step index at which the denoiser was first called in this way.
+        compute: the decision for the call going on.
+    """
+
+    def __init__(self, first: int, weights: Weights, length: int) -> None:
+        self.first, self.compute = first, True
+        self._new: Callable[[], History] = lambda: History(weights, length)
+        self.histories: dict[str, History] = {}
+        self.extra: dict[str, Any] = {}
+
+    def keep(self, name: str, index: int, value: Any) -> None:
+        if name not in self.histories:
+            self.histories[name] = self._new()
+        self.histories[name].keep(index, value)
+
+    @property
+    def empty(self) -> bool:
+        return not self.histories
+
+    def bytes(self) -> int:
+        kept = [v for v in self.extra.values() if isinstance(v, torch.Tensor)]
+        return sum(h.bytes() for h in self.histories.values()) + sum(
+            t.numel() * t.element_size() for t in kept
+        )
+
+
+class Cache:
+    """The states of one installed method. They live for one run and are unreachable after it."""
+
+    def __init__(self, site: Site, weights: Weights, length: int) -> None:
+        self._clock, self._weights, self._length = site.clock, weights, length
+        self._states: dict[Any, State] = {}
+        self.current: State | None = None
+        site.clock.on_begin.append(self._clear)
+        site.clock.on_end.append(self._clear)
+        site.report.holders.append(self.bytes)
+
+    def _clear(self, run: Run) -> None:
+        self._states, self.current = {}, None
+
+    def enter(
+        self, denoiser: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[State, Step]:
+        """The state for the denoiser call that begins, made if there is none."""
+        step = self._clock.step
+        tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
+        shapes = tuple((t.shape, t.dtype, t.device) for t in tensors)
+        key = (step.run, denoiser, step.branch, shapes)
+        state = self._states.get(key)
+        if state is None:
+            state = self._states[key] = State(step.index, self._weights, self._length)
+        self.current = state
+        return state, step
+
+    def bytes(self) -> int:
+        return sum(state.bytes() for state in self._states.values())

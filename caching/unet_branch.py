@@ -1,0 +1,108 @@
+"""The U-Net branch carrier of DeepCache: keep one hidden state, skip all that leads to it.
+
+A U-Net of n levels hands 1 + sum(layers + downsampler) residuals across, in execution order.
+Branch k runs the down path as far as the producer of residual k, and the up path from the layer
+that reads it; everything between is skipped, and the module just before that layer stands in with
+the hidden state of the last computed step. On SD 1.5 branch 0 runs 1 of 22 ResNets, branch 1 runs
+3 of 22 (the "layer 0, block 0" of the paper), branch 2 runs 5.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .carriers import Carrier, blank, shape_of
+
+LAYER_PARTS = ("resnets", "attentions", "motion_modules")
+
+
+def residuals(unet: torch.nn.Module) -> list[tuple[int, int] | None]:
+    """Producers of the residuals in order: None for `conv_in`, else (down block, layer).
+
+    A layer number equal to the number of layers is the downsampler.
+    """
+    found: list[tuple[int, int] | None] = [None]
+    for b, block in enumerate(unet.down_blocks):
+        layers = len(block.resnets) + bool(getattr(block, "downsamplers", None))
+        found += [(b, layer) for layer in range(layers)]
+    return found
+
+
+def _layer(path: str, block: torch.nn.Module, i: int) -> list[str]:
+    parts = [p for p in LAYER_PARTS if getattr(block, p, None) is not None]
+    return [f"{path}.{p}.{i}" for p in parts if i < len(getattr(block, p))]
+
+
+def branch_span(unet: torch.nn.Module, branch: int) -> list[str]:
+    """Paths of the modules that branch `branch` skips, in execution order; the last one stands in.
+
+    Raises:
+        ValueError: the U-Net has no such branch, or none of its layers can be skipped.
+    """
+    producers = residuals(unet)
+    if not 0 <= branch < len(producers) - 1:
+        raise ValueError(
+            f"branch must be from 0 to {len(producers) - 2} on this U-Net, got {branch}"
+        )
+    span: list[str] = []
+    last = producers[branch]
+    for b, block in enumerate(unet.down_blocks):
+        path = f"down_blocks.{b}"
+        if last is None or b > last[0]:
+            span.append(path)
+        elif b == last[0] and last[1] < len(block.resnets):
+            for i in range(last[1] + 1, len(block.resnets)):
+                span += _layer(path, block, i)
+            if getattr(block, "downsamplers", None):
+                span += [f"{path}.downsamplers.{i}" for i in range(len(block.downsamplers))]
+    if getattr(unet, "mid_block", None) is not None:
+        span.append("mid_block")
+    remaining = len(producers)
+    for u, block in enumerate(unet.up_blocks):
+        count, path = len(block.resnets), f"up_blocks.{u}"
+        if remaining - count > branch:  # reads only residuals deeper than the branch
+            span.append(path)
+            remaining -= count
+            continue
+        for i in range(remaining - 1 - branch):
+            span += _layer(path, block, i)
+        break
+    return span
+
+
+class UNetBranch(Carrier):
+    """Hold the hidden state that enters the up path at `branch`."""
+
+    def __init__(self, *args: Any, branch: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.branch = branch
+
+    def attach(self, name: str, denoiser: torch.nn.Module) -> list[str]:
+        unet = getattr(denoiser, "_orig_mod", denoiser)
+        span = branch_span(unet, self.branch)
+        self.gate(name, denoiser)
+        for path in span:
+            handler = self._stand_in if path == span[-1] else functools.partial(self._skip, path)
+            module = unet.get_submodule(path)
+            self.site.patches.call(module, handler, f"{self.label} on {name}.{path}")
+        return span
+
+    def _stand_in(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if not self.computing:
+            return self.forecast("")
+        value = call(*args, **kwargs)
+        self.keep("", value)
+        return value
+
+    def _skip(self, path: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        state = self.cache.current
+        if state is None or state.compute:
+            value = call(*args, **kwargs)
+            if state is not None and path not in state.extra:
+                state.extra[path] = shape_of(value)
+            return value
+        return blank(state.extra[path])

@@ -1,0 +1,53 @@
+"""Flux.1 (text to image, and the pipelines that share its transformer)."""
+
+from accel.family import Blocks, Family
+from accel.plan import Plan, as_method
+
+PUBLISHED = "published settings, not measured here"
+STREAMS = ("hidden_states", "encoder_hidden_states")
+RETURNS = ("encoder_hidden_states", "hidden_states")
+
+
+def balanced() -> Plan:
+    """FirstBlockCache at ParaAttention's threshold for FLUX.1-dev."""
+    return Plan((as_method("FirstBlockCache", threshold=0.08),), "balanced", PUBLISHED)
+
+
+def fast() -> Plan:
+    """TaylorSeer at its released setting for FLUX.1-dev, on the denoiser's output."""
+    method = as_method("TaylorSeer", interval=6, order=1, warmup=3)
+    return Plan((method,), "fast", PUBLISHED)
+
+
+FAMILY = Family(
+    name="flux",
+    classes=("FluxTransformer2DModel",),
+    blocks=(
+        Blocks(
+            "transformer_blocks",
+            streams=STREAMS,
+            returns=RETURNS,
+            modules=("attn", "ff", "ff_context"),
+        ),
+        Blocks(
+            "single_transformer_blocks",
+            streams=STREAMS,
+            returns=RETURNS,
+            modules=("proj_out",),
+            idle=("attn", "proj_mlp", "act_mlp"),
+        ),
+    ),
+    axes={
+        "hidden_states": 0,
+        "encoder_hidden_states": 0,
+        "pooled_projections": 0,
+        "timestep": 0,
+        "guidance": 0,
+        "img_ids": None,
+        "txt_ids": None,
+        "joint_attention_kwargs": None,
+        "controlnet_block_samples": 0,
+        "controlnet_single_block_samples": 0,
+    },
+    recipes={"balanced": balanced, "fast": fast},
+)

@@ -1,0 +1,65 @@
+"""Stable Diffusion 1.x and 2.x, and SDXL (U-Nets; text, image and ControlNet pipelines)."""
+
+from accel.family import Family
+from accel.plan import Plan, as_method
+
+MEASURED = "chosen on the shipped shapes-t2i, 50 steps (benchmarks/results/fidelity.md)"
+PUBLISHED = "published settings, not measured here"
+AXES = {
+    "sample": 0,
+    "timestep": 0,
+    "encoder_hidden_states": 0,
+    "class_labels": 0,
+    "timestep_cond": 0,
+    "attention_mask": 0,
+    "cross_attention_kwargs": None,
+    "added_cond_kwargs": 0,
+    "down_block_additional_residuals": 0,
+    "mid_block_additional_residual": 0,
+    "down_intrablock_additional_residuals": 0,
+    "encoder_attention_mask": 0,
+}
+
+
+def balanced() -> Plan:
+    """Two thirds of the steps run the shallow branch of the paper only."""
+    return Plan((as_method("DeepCache", interval=3, branch=1),), "balanced", MEASURED)
+
+
+def fast() -> Plan:
+    """Four of five steps run the shallow branch of the paper only."""
+    return Plan((as_method("DeepCache", interval=5, branch=1),), "fast", MEASURED)
+
+
+def xl_balanced() -> Plan:
+    """DeepCache at its released setting for SDXL."""
+    return Plan((as_method("DeepCache", interval=3, branch=0),), "balanced", PUBLISHED)
+
+
+def xl_fast() -> Plan:
+    """DeepCache at the widest interval its authors report."""
+    return Plan((as_method("DeepCache", interval=5, branch=0),), "fast", PUBLISHED)
+
+
+SDXL = Family(
+    name="sdxl",
+    classes=("UNet2DConditionModel",),
+    attributes=("unet",),
+    kind="unet",
+    config={"addition_embed_type": "text_time"},
+    stream="sample",
+    axes=AXES,
+    fused=("uncond", "cond"),
+    recipes={"balanced": xl_balanced, "fast": xl_fast},
+)
+
+SD = Family(
+    name="sd",
+    classes=("UNet2DConditionModel",),
+    attributes=("unet",),
+    kind="unet",
+    stream="sample",
+    axes=AXES,
+    fused=("uncond", "cond"),
+    recipes={"balanced": balanced, "fast": fast},
+)
