@@ -1,0 +1,1 @@
+"""One script per question, run from the root as `python -m benchmarks.<name>`."""
