@@ -135,8 +135,9 @@ def inspected(denoiser: torch.nn.Module, attribute: str) -> Family:
         children = list(child.children()) if isinstance(child, torch.nn.ModuleList) else []
         if children and len({type(c) for c in children}) == 1:
             forward = inspect.signature(type(children[0]).forward)
-            first = list(forward.parameters)[1:2]
-            if first == ["hidden_states"]:
+            streams = [p for p in forward.parameters if p.endswith("hidden_states")]
+            streams = [p for p in streams if p != "encoder_hidden_states"]
+            if streams == ["hidden_states"]:
                 lists.append((name, forward.return_annotation))
     safe = len(lists) == 1 and lists[0][1] in (torch.Tensor, "torch.Tensor")
     stream = ("hidden_states",)

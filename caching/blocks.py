@@ -32,9 +32,15 @@ class Streams:
 
     def pick(self, value: Any, stream: str) -> torch.Tensor:
         """The value of `stream` among what a block returned."""
-        if len(self._spec.returns) == 1:
-            return value
-        return value[self._spec.returns.index(stream)]
+        found = value
+        if len(self._spec.returns) > 1:
+            found = value[self._spec.returns.index(stream)]
+        if not isinstance(found, torch.Tensor):
+            raise TypeError(
+                f"a block returned {type(found).__name__} where {stream} was expected; this "
+                f"denoiser supports methods at its output only (carrier='output')"
+            )
+        return found
 
     def through(
         self,
