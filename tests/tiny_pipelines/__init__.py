@@ -23,18 +23,23 @@ PROMPT = "a red circle moving left on a dark background"
 
 @dataclass(frozen=True)
 class Tiny:
-    """How one pipeline is built and called; `guidance` is the name of its guidance argument."""
+    """How one pipeline is built and called; `guidance` is the name of its guidance argument.
+
+    `encode(pipe, prompts, negative)` gives the arguments to pass instead of prompts, if it must.
+    """
 
     build: Callable[..., DiffusionPipeline]
     scheduler: str
     call: dict[str, Any] = field(default_factory=dict)
     guidance: str = "guidance_scale"
     default_guidance: float = 4.0
+    encode: Callable[..., dict[str, Any]] | None = None
 
 
 TINY = {
     "wan": Tiny(wan.build, wan.SCHEDULER, wan.CALL),
     "wan22": Tiny(functools.partial(wan.build, second=True), wan.SCHEDULER, wan.CALL),
+    "wan_i2v": Tiny(wan.build_i2v, wan.SCHEDULER, wan.I2V, encode=wan.embeddings),
     "flux": Tiny(flux.build, flux.SCHEDULER, flux.CALL, "true_cfg_scale"),
     "flux_distilled": Tiny(flux.build, flux.SCHEDULER, flux.CALL),
     "cogvideox": Tiny(cogvideox.build, cogvideox.SCHEDULER, cogvideox.CALL),
@@ -93,6 +98,8 @@ def call(
         "output_type": output_type,
         "return_dict": False,
     }
+    if tiny.encode is not None:
+        arguments |= tiny.encode(pipe, prompts, arguments["negative_prompt"])
     if callback is not None:
         arguments["callback_on_step_end"] = callback
     return pipe(**(arguments | overrides))[0]

@@ -1,21 +1,34 @@
-"""Wan 2.1 and 2.2: separate guidance, `cond` then `uncond`; 2.2 has a second transformer."""
+"""Wan 2.1 and 2.2: separate guidance, `cond` then `uncond`; 2.2 has a second transformer.
 
-from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+Image to video as in 2.2: mask and encoded image are concatenated to the latents as channels.
+"""
+
+import torch
+from diffusers import (
+    AutoencoderKLWan,
+    WanImageToVideoPipeline,
+    WanPipeline,
+    WanTransformer3DModel,
+)
 
 from . import text
 from .schedulers import SCHEDULERS
 
 CALL = {"height": 64, "width": 64, "num_frames": 5, "max_sequence_length": 16}
+IMAGE = torch.linspace(0, 20, 3 * 64 * 64).reshape(1, 3, 64, 64).sin()  # RGB in [-1, 1]
+I2V = CALL | {"image": IMAGE}
 SCHEDULER = "flow_unipc"
+LATENT_CHANNELS = 4
+MASK_CHANNELS = 4
 
 
-def transformer() -> WanTransformer3DModel:
+def transformer(in_channels: int = LATENT_CHANNELS) -> WanTransformer3DModel:
     return WanTransformer3DModel(
         patch_size=(1, 2, 2),
         num_attention_heads=2,
         attention_head_dim=12,
-        in_channels=4,
-        out_channels=4,
+        in_channels=in_channels,
+        out_channels=LATENT_CHANNELS,
         text_dim=text.WIDTH,
         freq_dim=32,
         ffn_dim=48,
@@ -27,12 +40,12 @@ def transformer() -> WanTransformer3DModel:
 def vae() -> AutoencoderKLWan:
     return AutoencoderKLWan(
         base_dim=4,
-        z_dim=4,
+        z_dim=LATENT_CHANNELS,
         dim_mult=[1, 1, 1, 1],
         num_res_blocks=1,
         temperal_downsample=[False, True, True],
-        latents_mean=[0.0] * 4,
-        latents_std=[1.0] * 4,
+        latents_mean=[0.0] * LATENT_CHANNELS,
+        latents_std=[1.0] * LATENT_CHANNELS,
     )
 
 
@@ -47,3 +60,31 @@ def build(scheduler: str = SCHEDULER, second: bool = False) -> WanPipeline:
         transformer_2=transformer() if second else None,
         boundary_ratio=0.6 if second else None,
     )
+
+
+def build_i2v(scheduler: str = SCHEDULER) -> WanImageToVideoPipeline:
+    return WanImageToVideoPipeline(
+        tokenizer=text.tokenizer(16),
+        text_encoder=text.umt5(),
+        vae=vae(),
+        scheduler=SCHEDULERS[scheduler](),
+        transformer=transformer(2 * LATENT_CHANNELS + MASK_CHANNELS),
+    )
+
+
+@torch.no_grad()
+def embeddings(
+    pipe: WanImageToVideoPipeline, prompts: list[str], negative: list[str] | None
+) -> dict[str, torch.Tensor | None]:
+    """What to pass for the prompts, since this pipeline cleans strings with ftfy, an extra."""
+    arguments: dict[str, torch.Tensor | None] = {}
+    for key, texts in {
+        "prompt": prompts,
+        "negative_prompt": negative or [""] * len(prompts),
+    }.items():
+        tokens = pipe.tokenizer(
+            texts, padding="max_length", max_length=16, truncation=True, return_tensors="pt"
+        )
+        hidden = pipe.text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
+        arguments |= {key: None, f"{key}_embeds": hidden * tokens.attention_mask[..., None]}
+    return arguments
