@@ -21,7 +21,6 @@ import torch
 CALL = "_compiled_call_impl"
 
 
-
 @dataclass(eq=False)
 class Scope:
     """The extent of one run: slots dispatch to `key`'s handlers while it is live.
@@ -127,15 +126,19 @@ class Slot:
         else:
             del vars(self.owner)[self.name]
 
-    def adopt(self) -> Slot:
-        """Take the place back when `module.compile()` has overwritten it; keep what it compiled."""
+    def adopt(self, key: Hashable) -> Slot:
+        """Take the place back when `module.compile()` has overwritten it; keep what it compiled.
+
+        Returns:
+            The slot that serves `key` from now on: another one, if that came after the overwriting.
+        """
         if self.in_place():
             return self
         other = Slot.of(self.owner, self.name)
-        if other is not None:  # another acceleration came after the overwriting: join it
-            for key, handlers in self._handlers.items():
-                for handler, label in handlers:
-                    other.add(key, handler, label)
+        if other is not None:
+            for handler, label in self._handlers.get(key, ()):
+                other.add(key, handler, label)
+            self.remove(key)
             return other
         self.present = self.name in vars(self.owner)
         self.before = vars(self.owner).get(self.name)
@@ -202,7 +205,7 @@ class PatchStack:
         """Before a run: take back call slots that `compile()` has overwritten since."""
         for i, slot in enumerate(self._slots):
             if slot.name == CALL:
-                self._slots[i] = slot.adopt()
+                self._slots[i] = slot.adopt(self.key)
 
     def bypassed(self, root: torch.nn.Module) -> list[str]:
         """Names of wrapped modules inside `root` that lie in a compiled module."""
