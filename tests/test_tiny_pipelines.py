@@ -96,7 +96,7 @@ def test_decodes_to_pixels(name):
 def test_saves_and_loads_without_a_network(name, tmp_path):
     pipe = make(name)
     pipe.save_pretrained(tmp_path)
-    loaded = DiffusionPipeline.from_pretrained(tmp_path, torch_dtype=torch.float32)
+    loaded = DiffusionPipeline.from_pretrained(tmp_path, dtype=torch.float32)
     loaded.set_progress_bar_config(disable=True)
     assert type(loaded) is type(pipe)
     # not bit-equal: weights of a file are mapped unaligned, which changes rounding

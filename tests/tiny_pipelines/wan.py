@@ -15,7 +15,7 @@ from . import text
 from .schedulers import SCHEDULERS
 
 CALL = {"height": 64, "width": 64, "num_frames": 5, "max_sequence_length": 16}
-IMAGE = torch.linspace(0, 20, 3 * 64 * 64).reshape(1, 3, 64, 64).sin()  # RGB in [-1, 1]
+IMAGE = torch.linspace(0, 20, 3 * 64 * 64).reshape(1, 3, 64, 64).sin().abs()  # RGB in [0, 1]
 I2V = CALL | {"image": IMAGE}
 SCHEDULER = "flow_unipc"
 LATENT_CHANNELS = 4
