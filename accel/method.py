@@ -14,7 +14,7 @@ from .patch import PatchStack
 from .step import StepClock
 
 if TYPE_CHECKING:
-    from .report import Report
+    from .recorder import Recorder
 
 LEVELS = ("sampler", "guidance", "step", "tokens", "blocks", "attention", "weights")
 
@@ -28,7 +28,7 @@ class Site:
     denoisers: Mapping[str, torch.nn.Module]
     clock: StepClock
     patches: PatchStack
-    report: Report
+    report: Recorder
 
 
 @dataclass(frozen=True)

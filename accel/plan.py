@@ -172,7 +172,7 @@ def _decode(value: Any, wanted: Any, where: str) -> Any:
     if wanted is Any or (wanted is None and value is None) or wanted is type(value):
         return value
     name = getattr(wanted, "__name__", str(wanted))
-    if dataclasses.is_dataclass(wanted) and isinstance(value, wanted):
+    if isinstance(wanted, type) and isinstance(value, wanted) and not isinstance(value, bool):
         return value
     raise ValueError(f"{where} must be {name}, got {value!r}")
 

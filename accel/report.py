@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 from dataclasses import dataclass
@@ -104,14 +105,14 @@ class Report:
         for index, found in steps.items():
             sigma = next(iter(found.values())).sigma
             cells = [
-                f"{row.action} {row.work:.0%}" if (row := found.get(b)) else ""
+                f"{found[b].action} {found[b].work:.0%}" if b in found else ""
                 for b in self.branches
             ]
             table.add_row(str(index), "" if sigma is None else f"{sigma:.3f}", *cells)
         return table
 
     def __str__(self) -> str:
-        console = Console(width=100, color_system=None, record=True, file=_Nowhere())
+        console = Console(width=100, color_system=None, file=io.StringIO(), record=True)
         console.print(self.table())
         return console.export_text() + self.summary()
 
@@ -142,13 +143,3 @@ class Report:
         )
         figure.savefig(path, dpi=120)
         return Path(path)
-
-
-class _Nowhere:
-    """A text file that keeps nothing; the console records what it prints."""
-
-    def write(self, text: str) -> int:
-        return len(text)
-
-    def flush(self) -> None:
-        return None

@@ -51,7 +51,6 @@ class Streams:
         """What a block that changes nothing but `replaced` would return."""
         replaced = replaced or {}
         values = tuple(
-            replaced[s] if s in replaced else self.read(args, kwargs, s)
-            for s in self._spec.returns
+            replaced[s] if s in replaced else self.read(args, kwargs, s) for s in self._spec.returns
         )
         return values[0] if len(values) == 1 else values

@@ -47,7 +47,8 @@ class FirstBlockCache(Method):
     def expect(self, site: Site, steps: int) -> str:
         return (
             f"reuses all blocks but the first while its residual changes by less than "
-            f"{self.threshold:.0%}; how often depends on the sample; keeps 2 hidden states per branch"
+            f"{self.threshold:.0%}; how often depends on the sample; keeps "
+            f"2 hidden states per branch"
         )
 
     def install(self, site: Site) -> None:
@@ -85,9 +86,7 @@ class _Span:
             self.site.patches.call(block, handler, f"{self.label} on {name}.{path}")
         return [path for path, _, _ in blocks[1:]]
 
-    def _first(
-        self, streams: Streams, call: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Any:
+    def _first(self, streams: Streams, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         stream, state = self.site.family.stream, self.cache.current
         assert state is not None
         value = call(*args, **kwargs)

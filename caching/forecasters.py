@@ -6,6 +6,7 @@ skipped step costs one combination and a computed step nothing but keeping its o
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 Weights = Callable[[Sequence[int], int], list[float]]
@@ -45,6 +46,6 @@ def taylor(anchors: Sequence[int], index: int) -> list[float]:
         factor *= offset / (order + 1)
         differences = [
             [(new - old) / (anchors[k] - anchors[k + 1]) for new, old in zip(a, b, strict=True)]
-            for k, (a, b) in enumerate(zip(differences, differences[1:], strict=False))
+            for k, (a, b) in enumerate(itertools.pairwise(differences))
         ]
     return weights
