@@ -1,0 +1,209 @@
+"""Trains the denoiser and text encoder of ``shapes-t2v`` on latents of a finished autoencoder.
+
+    python -m accel.pipelines.tiny.train_video --vae runs/t2v-autoencoder/vae --folder runs/t2v
+
+Flow matching (Lipman et al. 2023, arXiv:2210.02747) with the timestep shift of the sampler that
+ships; two latent frames first, then all five. Resumable by running it again; ``--export DIR``
+writes the pipeline with the averaged weights in half precision.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import typer
+from diffusers import (
+    AutoencoderKLWan,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+from safetensors.torch import load_file, load_model, save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+from .loop import fit
+from .muon import Muon, hidden_matrices
+from .scenes import caption, render, sample_scene
+from .words import TOKENS, tokenizer
+
+SHARD = 512
+DROPPED = 0.1
+"""Share of captions replaced by the empty one, for guidance."""
+SHIFT = 3.0
+TRANSFORMER = {
+    "patch_size": [1, 1, 1],
+    "num_attention_heads": 5,
+    "attention_head_dim": 32,
+    "in_channels": 16,
+    "out_channels": 16,
+    "text_dim": 96,
+    "freq_dim": 64,
+    "ffn_dim": 480,
+    "num_layers": 12,
+    "cross_attn_norm": True,
+    "qk_norm": "rms_norm_across_heads",
+    "rope_max_seq_len": 64,
+}
+TEXT = {
+    "d_model": 96,
+    "d_kv": 24,
+    "num_heads": 4,
+    "d_ff": 192,
+    "num_layers": 2,
+    "dropout_rate": 0.0,
+    "feed_forward_proj": "gated-gelu",
+}
+
+
+class Latents:
+    """Normalised latents and token ids of training scenes, encoded once and kept on disk."""
+
+    def __init__(self, folder: Path, vae_folder: Path, scenes: int) -> None:
+        shards = [folder / f"{index:04d}.safetensors" for index in range(scenes // SHARD)]
+        missing = [path for path in shards if not path.exists()]
+        if missing:
+            folder.mkdir(parents=True, exist_ok=True)
+            vae = AutoencoderKLWan.from_pretrained(vae_folder).eval()
+            vae.to("cuda" if torch.cuda.is_available() else "cpu")
+            for path in tqdm(missing, unit="shard"):
+                partly = path.with_suffix(".partial")
+                save_file(encode(vae, tokenizer(), seed=int(path.stem), count=SHARD), str(partly))
+                partly.replace(path)
+        held = [load_file(path) for path in shards]
+        self.latents = torch.cat([shard["latents"] for shard in held])
+        self.tokens = torch.cat([shard["tokens"] for shard in held]).long()
+
+    def batches(self, seed: int, batch_size: int, frames: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Endless (latents (B, C, frames, h, w), token ids (B, TOKENS)), captions dropped."""
+        rng = np.random.default_rng(seed)
+        empty = torch.tensor(tokenizer()("", padding="max_length", max_length=TOKENS).input_ids)
+        while True:
+            rows = torch.from_numpy(rng.integers(0, len(self.latents), batch_size))
+            dropped = torch.from_numpy(rng.random(batch_size) < DROPPED)
+            tokens = torch.where(dropped[:, None], empty, self.tokens[rows])
+            yield self.latents[rows, :, :frames].float(), tokens
+
+
+@torch.no_grad()
+def encode(
+    vae: AutoencoderKLWan, words: PreTrainedTokenizerFast, seed: int, count: int
+) -> dict[str, Tensor]:
+    """Half-precision latents and token ids of `count` training scenes drawn with `seed`."""
+    rng = np.random.default_rng((seed, 17))
+    shape = (1, -1, 1, 1, 1)
+    mean = torch.tensor(vae.config.latents_mean, device=vae.device).view(shape)
+    std = torch.tensor(vae.config.latents_std, device=vae.device).view(shape)
+    latents, captions = [], []
+    for _ in range(0, count, 16):
+        scenes = [sample_scene(rng) for _ in range(16)]
+        captions += [caption(scene) for scene in scenes]
+        clip = torch.from_numpy(np.stack([render(scene) for scene in scenes])).transpose(1, 2)
+        with torch.autocast(vae.device.type, torch.bfloat16):
+            mode = vae.encode(clip.to(vae.device) * 2 - 1).latent_dist.mode().float()
+        latents.append(((mode - mean) / std).half().cpu())
+    tokens = words(captions, padding="max_length", max_length=TOKENS, return_tensors="pt")
+    return {"latents": torch.cat(latents), "tokens": tokens.input_ids.short()}
+
+
+def embed(encoder: UMT5EncoderModel, tokens: Tensor) -> Tensor:
+    """Token ids (B, TOKENS) to (B, TOKENS, D), zero after the end, as WanPipeline passes them."""
+    mask = tokens.ne(0)
+    longest = int(mask.sum(1).max())
+    states = encoder(tokens[:, :longest], mask[:, :longest].long()).last_hidden_state
+    states = states * mask[:, :longest, None]
+    return nn.functional.pad(states, (0, 0, 0, TOKENS - longest))
+
+
+def flow_loss(
+    transformer: WanTransformer3DModel, encoder: UMT5EncoderModel, batch: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Mean squared error of the predicted velocity, noise - latents, at shifted noise levels."""
+    latents, tokens = batch
+    level = torch.sigmoid(1.2 * torch.randn(len(latents), device=latents.device))
+    sigma = (SHIFT * level / (1 + (SHIFT - 1) * level)).view(-1, 1, 1, 1, 1)
+    noise = torch.randn_like(latents)
+    velocity = transformer(
+        hidden_states=(1 - sigma) * latents + sigma * noise,
+        timestep=1000 * sigma.flatten(),
+        encoder_hidden_states=embed(encoder, tokens),
+        return_dict=False,
+    )[0]
+    return (velocity.float() - (noise - latents)).square().mean()
+
+
+def untrained() -> tuple[WanTransformer3DModel, UMT5EncoderModel]:
+    """The two trained parts with random weights."""
+    torch.manual_seed(0)
+    text = UMT5Config(vocab_size=len(tokenizer()), **TEXT)
+    return WanTransformer3DModel(**TRANSFORMER), UMT5EncoderModel(text)
+
+
+def assemble(
+    vae: AutoencoderKLWan, transformer: WanTransformer3DModel, encoder: UMT5EncoderModel
+) -> WanPipeline:
+    """The pipeline as it ships: flow UniPC with shift 3."""
+    scheduler = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=SHIFT
+    )
+    return WanPipeline(
+        tokenizer=tokenizer(),
+        text_encoder=encoder,
+        vae=vae,
+        scheduler=scheduler,
+        transformer=transformer,
+    )
+
+
+def averaged(vae_folder: Path, folder: Path) -> WanPipeline:
+    """The pipeline with the averaged weights of the run in `folder`, in single precision."""
+    transformer, encoder = untrained()
+    load_model(transformer, str(folder / "ema-transformer.safetensors"))
+    load_model(encoder, str(folder / "ema-text.safetensors"))
+    return assemble(AutoencoderKLWan.from_pretrained(vae_folder), transformer, encoder)
+
+
+def main(
+    vae: Path = typer.Option(..., help="Folder of the finished autoencoder."),
+    folder: Path = typer.Option(..., help="Where latents, state and log go."),
+    scenes: int = typer.Option(6_144, help="Training scenes to encode, in shards of 512."),
+    short: int = typer.Option(24_000, help="Samples of two latent frames to begin with."),
+    samples: int = typer.Option(60_000, help="Samples in all; the last 40 % anneal."),
+    batch_size: int = 16,
+    lr: float = 1e-3,
+    bf16: bool = True,
+    compiled: bool = typer.Option(False, help="Compile the transformer's blocks."),
+    export: Path | None = typer.Option(None, help="Write the pipeline here and train no more."),
+) -> None:
+    """Train, or go on training; then (or at once, with --export) the averaged weights are ready."""
+    if export is not None:
+        averaged(vae, folder).to(torch.float16).save_pretrained(export)
+        return
+    data = Latents(folder / "latents", vae, scenes)
+    transformer, encoder = untrained()
+    if compiled:
+        transformer.compile_repeated_blocks()
+    with Muon(hidden_matrices(transformer.blocks, encoder.encoder.block)):
+        for frames, budget in ((2, short), (5, samples)):
+            fit(
+                {"transformer": transformer, "text": encoder},
+                partial(flow_loss, transformer, encoder),
+                partial(data.batches, batch_size=batch_size, frames=frames),
+                folder=folder,
+                samples=budget,
+                batch_size=batch_size,
+                lr=lr,
+                anneal=frames == 5,
+                bf16=bf16,
+            )
+    (folder / "config.json").write_text(json.dumps({"transformer": TRANSFORMER, "text": TEXT}))
+
+
+if __name__ == "__main__":
+    typer.run(main)
