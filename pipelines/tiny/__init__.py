@@ -1,1 +1,108 @@
-"""Small trained pipelines that ship with the package, and the code that made them."""
+"""Small trained pipelines that ship with the package, and the code that made them.
+
+`shapes-t2v` turns "a red circle moving left on a dark background" into 17 frames of 64×64 pixels,
+`shapes-t2i` turns the same sentences without motion into pictures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+_CALLS: dict[str, dict[str, Any]] = {
+    "shapes-t2v": {
+        "height": 64,
+        "width": 64,
+        "num_frames": 17,
+        "guidance_scale": 4.0,
+        "max_sequence_length": 32,
+    },
+    "shapes-t2i": {"height": 64, "width": 64, "guidance_scale": 4.0},
+}
+_CLASSES = {"shapes-t2v": "WanPipeline", "shapes-t2i": "StableDiffusionPipeline"}
+NAMES = tuple(_CALLS)
+MANIFEST = "sha256.json"
+_HOME = Path(__file__).parent
+
+
+def _known(name: str) -> str:
+    if name not in NAMES:
+        raise ValueError(f"no shipped model {name!r}; the shipped models are {', '.join(NAMES)}")
+    return name
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file `from_pretrained` reads below `folder`, by relative path."""
+    index = json.loads((folder / "model_index.json").read_text())
+    parts = [folder / part for part in sorted(index) if (folder / part).is_dir()]
+    files = [folder / "model_index.json", *(f for part in parts for f in sorted(part.iterdir()))]
+    return {f.relative_to(folder).as_posix(): _digest(f) for f in files}
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def write_manifest(folder: Path) -> None:
+    """Writes the digests of a pipeline's files beside them, for :func:`verify`."""
+    text = json.dumps(digests(folder), indent=2, sort_keys=True)
+    (folder / MANIFEST).write_text(text + "\n")
+
+
+def verify(folder: Path) -> None:
+    """Compares the files of a shipped pipeline with its manifest.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is not the one that shipped.
+    """
+    remedy = (
+        f"; get it back with `git checkout -- pipelines/tiny/{folder.name}` in a clone, or "
+        "reinstall the package with `pip install --force-reinstall --no-deps`, or train the model "
+        "again as pipelines/tiny/README.md tells"
+    )
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        raise FileNotFoundError(f"{manifest} is missing{remedy}")
+    try:
+        wanted = dict(json.loads(manifest.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{manifest} is damaged (no JSON object){remedy}") from error
+    for relative, digest in wanted.items():
+        path = folder / relative
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing{remedy}")
+        if _digest(path) != digest:
+            raise ValueError(f"{path} is damaged: its SHA-256 is not {digest}{remedy}")
+
+
+def path(name: str) -> Path:
+    """Folder of the shipped model `name`, its files verified; errors as of :func:`verify`."""
+    folder = _HOME / _known(name)
+    verify(folder)
+    return folder
+
+
+def load(name: str, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
+    """The shipped model `name` as the diffusers pipeline it is, in `dtype` throughout.
+
+    Raises:
+        ValueError: an unknown name (known: :data:`NAMES`) or a damaged file.
+        FileNotFoundError: a file is missing.
+    """
+    folder = path(name)
+    pipeline = getattr(importlib.import_module("diffusers"), _CLASSES[name])
+    return pipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+
+
+def call_defaults(name: str) -> dict[str, Any]:
+    """Keyword arguments to call the shipped model `name` with: size, guidance, text length."""
+    return dict(_CALLS[_known(name)])
