@@ -23,8 +23,9 @@ def noise_levels(pipe: Any, scheduler: Any) -> tuple[int, list[float | None]]:
     begin = getattr(scheduler, "begin_index", None)
     if cut > 0 and begin is not None:
         cut = min(begin, cut)
-    elif cut > 0 and getattr(pipe, "denoising_end", None) is not None:
-        cut = 0
+    elif cut > 0 and (end := getattr(pipe, "denoising_end", None)) is not None:
+        trained = scheduler.config.num_train_timesteps
+        cut = max(0, cut - sum(t < round(trained - end * trained) for t in timesteps))
     sigmas = _listed(getattr(scheduler, "sigmas", None))
     if len(sigmas) >= cut + total:
         return total, list(sigmas[cut : cut + total])
