@@ -1,0 +1,75 @@
+"""The methods under contract: one row each. A new method is one more row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from accel.caching import DeepCache, FirstBlockCache, TaylorSeer
+from accel.method import Method
+
+TRANSFORMERS = ("wan", "wan22", "wan_i2v", "flux", "flux_distilled", "cogvideox", "ltx")
+UNETS = ("sd", "sd_img2img", "sd_controlnet", "sdxl", "sdxl_img2img")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a method promises.
+
+    Attributes:
+        method: a setting that skips work on the tiny pipelines in 5 steps.
+        idle: a setting that skips nothing.
+        names: tiny pipelines of every family it claims.
+        full: those that get every clause, one with fused and one with separate guidance if any.
+        frozen: on repeated input a skipped step equals a full one "exactly" or to "rounding".
+        static: which steps are skipped does not depend on the samples.
+    """
+
+    method: Method
+    idle: Method
+    names: tuple[str, ...]
+    full: tuple[str, ...]
+    frozen: str = "exactly"
+    static: bool = True
+
+    def __str__(self) -> str:
+        return "-".join(str(v) for v in (type(self.method).__name__, *vars(self.method).values()))
+
+
+ROWS = (
+    Row(
+        TaylorSeer(interval=2, warmup=1),
+        TaylorSeer(interval=1),
+        (*TRANSFORMERS, "ltx2", *UNETS),
+        ("wan", "cogvideox"),
+    ),
+    Row(
+        TaylorSeer(interval=3, warmup=2, carrier="hidden", last=True),
+        TaylorSeer(interval=1, carrier="hidden"),
+        TRANSFORMERS,
+        ("flux", "ltx"),
+    ),
+    Row(
+        TaylorSeer(interval=2, warmup=1, order=2, carrier="module"),
+        TaylorSeer(interval=1, carrier="module"),
+        TRANSFORMERS,
+        ("wan", "cogvideox"),
+    ),
+    Row(
+        TaylorSeer(interval=2, warmup=1, order=2, carrier="module", basis="newton"),
+        TaylorSeer(interval=1, carrier="module", basis="newton"),
+        ("flux", "ltx"),
+        ("flux", "ltx"),
+    ),
+    Row(
+        FirstBlockCache(threshold=0.4),
+        FirstBlockCache(threshold=0),
+        TRANSFORMERS,
+        ("flux", "ltx"),
+        frozen="rounding",
+        static=False,
+    ),
+    Row(DeepCache(interval=2, branch=1), DeepCache(interval=1), UNETS, ("sd", "sdxl")),
+    Row(DeepCache(steps=(0, 3), branch=4), DeepCache(steps=(0, 1, 2, 3, 4)), UNETS, ("sd",)),
+)
+PAIRS = [(row, name) for row in ROWS for name in row.names]
+FULL = [(row, name) for row in ROWS for name in row.full]

@@ -1,0 +1,129 @@
+"""Runs of the tiny pipelines that count work themselves, kept for the session."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+from accel.method import Method
+from accel.report import Report
+from tests.tiny_pipelines import call, make
+
+DENOISERS = ("transformer", "transformer_2", "unet")
+LEAVES = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+
+
+@dataclass(frozen=True)
+class Result:
+    """`flops` of the denoisers, counted by hooks of this file; `shape` is what vars() hold."""
+
+    latents: torch.Tensor
+    flops: int
+    shape: dict[str, tuple[type, frozenset[str]]]
+    report: Report | None = None
+
+
+def denoisers(pipe: DiffusionPipeline) -> list[torch.nn.Module]:
+    return [module for name in DENOISERS if (module := getattr(pipe, name, None)) is not None]
+
+
+def anatomy(pipe: DiffusionPipeline) -> dict[str, tuple[type, frozenset[str]]]:
+    """Type and attributes of the pipeline, its scheduler, and every module in it."""
+    parts: dict[str, Any] = {"": pipe, "scheduler": pipe.scheduler}
+    for component, module in pipe.components.items():
+        if isinstance(module, torch.nn.Module):
+            parts |= {f"{component}.{path}": m for path, m in module.named_modules()}
+    return {path: (type(part), frozenset(vars(part))) for path, part in parts.items()}
+
+
+@contextmanager
+def counted(pipe: DiffusionPipeline) -> Iterator[list[int]]:
+    """A list that grows by the FLOPs of each linear, convolution and attention of the denoisers."""
+    flops: list[int] = []
+    depth = [0]
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def leaf(module: torch.nn.Module, args: Any, output: torch.Tensor) -> None:
+        flops.append(2 * output.numel() * module.weight[0].numel())
+
+    def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest, **kwargs):
+        if depth[0]:
+            widths = query.shape[-1] + value.shape[-1]
+            flops.append(2 * query[..., 0].numel() * key.shape[-2] * widths)
+        return attend(query, key, value, *rest, **kwargs)
+
+    hooks = []
+    for module in denoisers(pipe):
+        hooks.append(module.register_forward_pre_hook(lambda *_: depth.append(depth.pop() + 1)))
+        hooks.append(module.register_forward_hook(lambda *_: depth.append(depth.pop() - 1)))
+        leaves = [m for m in module.modules() if isinstance(m, LEAVES)]
+        hooks += [m.register_forward_hook(leaf) for m in leaves]
+    torch.nn.functional.scaled_dot_product_attention = attention
+    try:
+        yield flops
+    finally:
+        torch.nn.functional.scaled_dot_product_attention = attend
+        for hook in hooks:
+            hook.remove()
+
+
+@functools.cache
+def plain(name: str, **arguments: Any) -> Result:
+    """A run of a fresh plain pipeline."""
+    pipe = make(name)
+    with counted(pipe) as flops:
+        latents = call(pipe, name, **arguments)
+    return Result(latents, sum(flops), anatomy(pipe))
+
+
+@functools.cache
+def clean(method: Method, name: str, **arguments: Any) -> Result:
+    """The first run of a fresh pipeline with `method` enabled."""
+    pipe = make(name)
+    pipe.enable_acceleration(method)
+    with counted(pipe) as flops:
+        latents = call(pipe, name, **arguments)
+    return Result(latents, sum(flops), anatomy(pipe), pipe.acceleration.report())
+
+
+def frozen(pipe: DiffusionPipeline) -> list[torch.Tensor]:
+    """Make every step of `pipe` see the same input; returns the list of its (guided) outputs."""
+    outputs: list[torch.Tensor] = []
+    kind = type(pipe.scheduler)
+
+    class Frozen(kind):
+        @functools.wraps(kind.set_timesteps)
+        def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+            super().set_timesteps(*args, **kwargs)
+            self.timesteps = self.timesteps[:1].repeat(len(self.timesteps))
+
+        def scale_model_input(self, sample: torch.Tensor, *args: Any) -> torch.Tensor:
+            return sample
+
+        @functools.wraps(kind.step)
+        def step(self, model_output: torch.Tensor, t: Any, sample: torch.Tensor, **kwargs: Any):
+            outputs.append(model_output.clone())
+            return (sample,)
+
+    pipe.scheduler = Frozen.from_config(pipe.scheduler.config)
+    return outputs
+
+
+def spoiling(pipe: DiffusionPipeline) -> None:
+    """Make the scheduler of `pipe` overwrite the denoiser's output once it has used it."""
+    kind = type(pipe.scheduler)
+
+    class Spoiling(kind):
+        @functools.wraps(kind.step)
+        def step(self, model_output: torch.Tensor, *args: Any, **kwargs: Any):
+            result = super().step(model_output.clone(), *args, **kwargs)
+            model_output.fill_(torch.nan)
+            return result
+
+    pipe.scheduler = Spoiling.from_config(pipe.scheduler.config)
