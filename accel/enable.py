@@ -30,8 +30,8 @@ class Acceleration:
     def __bool__(self) -> bool:
         return True
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        return None  # a deep copy of a pipeline runs plain
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()  # a copy of a pipeline, or a pickled one, runs plain
 
     @property
     def family(self) -> Family:

@@ -32,6 +32,7 @@ class Recorder:
         self._calls: list[Call] = []
         self._shapes: dict[str, tuple[Any, Any]] = {}
         self._work: dict[str, Work] = {}
+        self._called: float | None = None
         self._marks: dict[str, float] = {}
         self._bytes = 0
         self._complete = False
@@ -46,10 +47,9 @@ class Recorder:
         for name, module in clock.denoisers.items():
             patches.call(module, self._observer(name), f"recorder on {name}")
         if hasattr(type(pipe), "check_inputs"):
-            patches.method(pipe, "check_inputs", self._mark("call"), "recorder", always=True)
+            patches.method(pipe, "check_inputs", self._entered, "recorder", always=True)
         if hasattr(type(pipe), "maybe_free_model_hooks"):
-            after = self._mark("done", overwrite=True)
-            patches.method(pipe, "maybe_free_model_hooks", after, "recorder", always=True)
+            patches.method(pipe, "maybe_free_model_hooks", self._done, "recorder", always=True)
         clock.on_begin.append(self._begin)
         clock.on_call.append(self._calls_append)
         clock.on_end.append(self._end)
@@ -62,15 +62,13 @@ class Recorder:
 
         return observe
 
-    def _mark(self, name: str, overwrite: bool = False) -> Callable[..., Any]:
-        def mark(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            if overwrite and name not in self._marks:
-                self._marks[name] = self._now()
-            elif not overwrite:
-                self._marks = {name: self._now()}
-            return call(*args, **kwargs)
+    def _entered(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._called = self._now()
+        return call(*args, **kwargs)
 
-        return mark
+    def _done(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._marks.setdefault("done", self._now())
+        return call(*args, **kwargs)
 
     def _now(self) -> float:
         if torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -78,11 +76,11 @@ class Recorder:
         return time.perf_counter()
 
     def _begin(self, run: Run) -> None:
-        called = self._marks.get("call")
-        self._marks = {} if called is None or "done" in self._marks else {"call": called}
+        now = self._now()
+        self._marks = {"call": now if self._called is None else self._called, "begin": now}
+        self._called = None
         self._calls, self._shapes, self._work, self._bytes = [], {}, {}, 0
         self._complete = False
-        self._marks["begin"] = self._now()
 
     def _calls_append(self, call: Call) -> None:
         self._calls.append(call)
@@ -118,7 +116,7 @@ class Recorder:
         weights = [self._work[call.denoiser].total for call in self._calls]
         marks, begin, end = self._marks, self._marks["begin"], self._marks.get("end")
         loop = (end or self._now()) - begin
-        before = begin - marks.get("call", begin)
+        before = begin - marks["call"]
         after = marks.get("done", end or begin) - (end or begin)
         return Report(
             methods=methods,
