@@ -85,20 +85,22 @@ def fit(
     seed: int = 0,
     bf16: bool = False,
     clip: float = 1.0,
+    rates: dict[str, float] | None = None,
 ) -> int:
     """Trains `modules` until `samples` samples were seen; returns the number seen.
 
     `loss` maps a batch (nested tensors, moved to the device here) to a scalar, or to a scalar and a
     dict of scalars for the log. `batches` maps a seed to an endless iterator of batches of
     `batch_size`. `clip` bounds the norm of the gradients, `ema` is the decay of the averaged
-    weights, `save_every_s` is in seconds.
+    weights, `save_every_s` is in seconds, `rates` are factors on `lr` for modules by name.
 
     Writes `folder/state` (replaced whole; a later call goes on from it), `folder/log.jsonl` and
     `folder/ema-<name>.safetensors`. Sleeps while the file named by the environment variable
     `ACCEL_PAUSE_FILE` exists. On SIGTERM saves and raises SystemExit, on SIGINT KeyboardInterrupt.
 
     Raises:
-        ValueError: a budget, batch size or rate that is not positive, or nothing to train.
+        ValueError: a budget, batch size or rate that is not positive, nothing to train, or `rates`
+            for a module that is not there.
         RuntimeError: started as more than one process, or the loss is not finite.
     """
     for name, value in (("samples", samples), ("batch_size", batch_size), ("lr", lr)):
@@ -108,6 +110,8 @@ def fit(
     trained = [w for group in weights.values() for w in group if w.requires_grad]
     if not trained:
         raise ValueError("modules hold no parameter that requires a gradient")
+    if unknown := set(rates or {}) - set(modules):
+        raise ValueError(f"rates names {sorted(unknown)}; the modules are {sorted(modules)}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(
@@ -116,7 +120,12 @@ def fit(
     if accelerator.num_processes > 1:
         raise RuntimeError(f"trains in one process, started as {accelerator.num_processes}")
 
-    optimizer = torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
+    factors = dict.fromkeys(modules, 1.0) | (rates or {})
+    groups = [
+        {"params": [w for w in group if w.requires_grad], "factor": factors[name]}
+        for name, group in weights.items()
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
     averages = {name: EMAModel(group, decay=ema) for name, group in weights.items()}
     progress = _Progress()
     accelerator.prepare(*modules.values())
@@ -150,7 +159,8 @@ def fit(
                 for _ in range(progress.step % SEGMENT):
                     next(stream)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(lr, progress.step, steps, warmup, anneal)
+                rate = learning_rate(lr, progress.step, steps, warmup, anneal)
+                group["lr"] = rate * group["factor"]
             with accelerator.autocast():
                 value = loss(send_to_device(next(stream), accelerator.device))
             value, extra = value if isinstance(value, tuple) else (value, {})

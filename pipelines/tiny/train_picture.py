@@ -123,12 +123,16 @@ def denoiser(
     batch: Annotated[int, typer.Option(help="Latents in a batch.")] = 32,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
     bf16: Annotated[bool, typer.Option(help="Compute in bfloat16.")] = True,
+    start: Annotated[Path | None, typer.Option(help="Pipeline to begin with.")] = None,
 ) -> None:
     """Trains U-Net and text encoder to predict velocities, a tenth of the captions emptied."""
     data = encoded_pictures(folder, pictures)
     torch.manual_seed(0)
     tokenizer, scheduler = picture.build_tokenizer(), picture.build_scheduler()
     unet, text_encoder = picture.build_unet(), picture.build_text_encoder(tokenizer)
+    if start is not None:
+        load_model(unet, start / "unet" / "diffusion_pytorch_model.safetensors")
+        load_model(text_encoder, start / "text_encoder" / "model.safetensors")
     unet.set_attn_processor(AttnProcessor())  # on a CPU the fused backward takes twice as long
     empty = _tokens(tokenizer, [""])
 
@@ -159,6 +163,7 @@ def denoiser(
         batch_size=batch,
         lr=lr,
         bf16=bf16,
+        rates={"text_encoder": 0.1},
     )
 
 

@@ -113,3 +113,12 @@ def test_infinite_loss_is_an_error(tmp_path: Path) -> None:
             batch_size=4,
             lr=0.1,
         )
+
+
+def test_rates_scale_a_module_and_must_name_one(tmp_path: Path) -> None:
+    still, moved = (_train(tmp_path / str(r), 8, rates={"line": r}) for r in (0.0, 1.0))
+    torch.manual_seed(0)
+    assert torch.equal(still.weight, nn.Linear(3, 3).weight)
+    assert not torch.equal(moved.weight, still.weight)
+    with pytest.raises(ValueError, match=r"\['lime'\].*\['line'\]"):
+        _train(tmp_path / "other", 8, rates={"lime": 1.0})
