@@ -211,11 +211,7 @@ class PatchStack:
         """Names of wrapped modules inside `root` that lie in a compiled module."""
         names = {module: name for name, module in root.named_modules()}
         compiled = [name for module, name in names.items() if is_compiled(module)]
-        hooked = [
-            names[s.owner]
-            for s in self._slots
-            if isinstance(s.owner, torch.nn.Module) and s.owner in names
-        ]
+        hooked = [names[s.owner] for s in self._slots if s.name == CALL and s.owner in names]
         return [n for n in hooked if n and any(n.startswith(f"{c}.") or not c for c in compiled)]
 
     def undo(self) -> None:

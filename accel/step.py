@@ -106,8 +106,9 @@ class StepClock:
         pipe, patches = self._pipe(), self._patches
         for name, module in self.denoisers.items():
             patches.call(module, functools.partial(self._denoise, name), f"step clock on {name}")
-            if hasattr(type(module), "cache_context"):
-                patches.method(module, "cache_context", self._named, "step clock")
+            named = getattr(module, "_orig_mod", module)
+            if hasattr(type(named), "cache_context"):
+                patches.method(named, "cache_context", self._named, "step clock")
         if hasattr(type(pipe), "progress_bar"):
             patches.method(pipe, "progress_bar", self._bar, "step clock", always=True)
         if hasattr(type(pipe), "maybe_free_model_hooks"):

@@ -11,6 +11,8 @@ import torch
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
+OFFLOADING = ("_hf_hook", "_diffusers_hook")
+
 
 @dataclass(frozen=True)
 class Work:
@@ -52,16 +54,11 @@ def count_flops(denoiser: torch.nn.Module, args: tuple, kwargs: Mapping[str, Any
     copy carries neither our patches nor the hooks of offloading or compilation.
     """
     module = getattr(denoiser, "_orig_mod", denoiser)
-    memo: dict[int, Any] = {}
-    for tensor in [*module.parameters(), *module.buffers()]:
-        empty = torch.empty_like(tensor, device="meta")
-        keep = isinstance(tensor, torch.nn.Parameter)
-        memo[id(tensor)] = torch.nn.Parameter(empty, requires_grad=False) if keep else empty
     try:
-        clone = copy.deepcopy(module, memo)
+        clone = copy.deepcopy(module, _emptied(module))
         for part in clone.modules():
-            for hook in ("forward", "cache_context"):
-                vars(part).pop(hook, None)
+            for name in (*OFFLOADING, "forward", "cache_context"):
+                vars(part).pop(name, None)
         counter = FlopCounterMode(display=False)
         with torch.no_grad(), torch.device("meta"), counter:
             clone(*args, **kwargs)
@@ -75,6 +72,21 @@ def count_flops(denoiser: torch.nn.Module, args: tuple, kwargs: Mapping[str, Any
     }
     total = counts.get("", 0)
     return Work(total, counts, "flops") if total else count_parameters(module)
+
+
+def _emptied(module: torch.nn.Module) -> dict[int, Any]:
+    """What a copy of `module` holds instead: tensors without storage, and no hooks.
+
+    The hooks of offloading are left out because they refer to other models.
+    """
+    memo: dict[int, Any] = {}
+    for tensor in [*module.parameters(), *module.buffers()]:
+        empty = torch.empty_like(tensor, device="meta")
+        keep = isinstance(tensor, torch.nn.Parameter)
+        memo[id(tensor)] = torch.nn.Parameter(empty, requires_grad=False) if keep else empty
+    for part in module.modules():
+        memo |= {id(vars(part)[name]): () for name in OFFLOADING if name in vars(part)}
+    return memo
 
 
 def count_parameters(denoiser: torch.nn.Module) -> Work:
