@@ -44,7 +44,7 @@ class Carrier:
         """Wrap what this carrier needs; returns the paths of the modules a skip leaves out."""
         raise AssertionError("a carrier attaches somewhere")
 
-    def decide(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    def decide(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Ask the policy once for the denoiser call that begins, and tell the report."""
         state, step = self.cache.enter(name, args, kwargs)
         index, total = step.index - state.first, step.total - state.first
@@ -54,7 +54,6 @@ class Carrier:
             assert call is not None
             several = any(len(h.anchors) > 1 for h in state.histories.values())
             call.action, call.skipped = "forecast" if several else "reused", self.label
-        return state.compute
 
     def keep(self, path: str, value: Any) -> None:
         state, index = self.cache.current, self.site.clock.step.index
@@ -80,6 +79,24 @@ class Carrier:
 
         self.site.patches.call(denoiser, decide, f"{self.label} on {name}")
 
+    def stand_in(self, path: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Handle a module whose output is kept, and forecast on a skipped step."""
+        if not self.computing:
+            return self.forecast(path)
+        value = call(*args, **kwargs)
+        self.keep(path, value)
+        return value
+
+    def idle(self, path: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Handle a module whose output nobody reads on a skipped step."""
+        state = self.cache.current
+        if state is not None and not state.compute:
+            return state.extra[path]()
+        value = call(*args, **kwargs)
+        if state is not None and path not in state.extra:
+            state.extra[path] = blank_like(value)
+        return value
+
 
 class Output(Carrier):
     """The denoiser's output: a skipped step does not call it at all."""
@@ -91,11 +108,8 @@ class Output(Carrier):
         return [""]
 
     def _denoise(self, name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if not self.decide(name, args, kwargs):
-            return self.forecast("")
-        value = call(*args, **kwargs)
-        self.keep("", value)
-        return value
+        self.decide(name, args, kwargs)
+        return self.stand_in("", call, *args, **kwargs)
 
 
 class Hidden(Carrier):
@@ -133,47 +147,27 @@ class Modules(Carrier):
         for path, block, spec in self.site.family.flat_blocks(denoiser):
             for part in (*spec.modules, *spec.idle):
                 module, full = block.get_submodule(part), f"{path}.{part}"
-                handler = self._idle if part in spec.idle else self._module
+                handler = self.idle if part in spec.idle else self.stand_in
                 self.site.patches.call(
                     module, functools.partial(handler, full), f"{self.label} on {name}.{full}"
                 )
                 skipped.append(full)
         return skipped
 
-    def _module(self, path: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if not self.computing:
-            return self.forecast(path)
-        value = call(*args, **kwargs)
-        self.keep(path, value)
-        return value
 
-    def _idle(self, path: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        state = self.cache.current
-        if state is None or state.compute:
-            value = call(*args, **kwargs)
-            if state is not None:
-                state.extra[path] = shape_of(value)
-            return value
-        return blank(state.extra[path])
+def blank_like(value: Any) -> Callable[[], Any]:
+    """A maker of structures shaped like `value`, for readers that use nothing but the shape.
 
+    Uninitialised, not stride 0: T2I adapters and FreeU write into what they are given.
+    """
 
-def shape_of(value: Any) -> Callable[[], Any]:
-    """A maker of structures shaped like `value` that take no memory (stride 0)."""
-    shapes = tree_map(
-        lambda t: (t.shape, t.new_zeros(())) if isinstance(t, torch.Tensor) else t, value
-    )
-    return lambda: tree_map(
-        lambda s: s[1].expand(s[0]) if _is_shape(s) else s, shapes, is_leaf=_is_shape
-    )
+    def maker(leaf: Any) -> Callable[[], Any]:
+        if not isinstance(leaf, torch.Tensor):
+            return lambda: leaf
+        return functools.partial(torch.empty, leaf.shape, dtype=leaf.dtype, device=leaf.device)
 
-
-def blank(maker: Callable[[], Any]) -> Any:
-    """A value that only modules which do not run will read."""
-    return maker()
-
-
-def _is_shape(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], torch.Size)
+    makers = tree_map(maker, value)
+    return lambda: tree_map(lambda make: make(), makers)
 
 
 def supported(carrier: str, family: Family) -> bool:

@@ -10,12 +10,11 @@ the hidden state of the last computed step. On SD 1.5 branch 0 runs 1 of 22 ResN
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from .carriers import Carrier, blank, shape_of
+from .carriers import Carrier
 
 LAYER_PARTS = ("resnets", "attentions", "motion_modules")
 
@@ -44,9 +43,9 @@ def branch_span(unet: torch.nn.Module, branch: int) -> list[str]:
         ValueError: the U-Net has no such branch, or none of its layers can be skipped.
     """
     producers = residuals(unet)
-    if not 0 <= branch < len(producers) - 1:
+    if not 0 <= branch < len(producers):
         raise ValueError(
-            f"branch must be from 0 to {len(producers) - 2} on this U-Net, got {branch}"
+            f"branch must be from 0 to {len(producers) - 1} on this U-Net, got {branch}"
         )
     span: list[str] = []
     last = producers[branch]
@@ -71,6 +70,8 @@ def branch_span(unet: torch.nn.Module, branch: int) -> list[str]:
         for i in range(remaining - 1 - branch):
             span += _layer(path, block, i)
         break
+    if not span:
+        raise ValueError(f"branch {branch} skips nothing on this U-Net, which has no mid block")
     return span
 
 
@@ -86,23 +87,10 @@ class UNetBranch(Carrier):
         span = branch_span(unet, self.branch)
         self.gate(name, denoiser)
         for path in span:
-            handler = self._stand_in if path == span[-1] else functools.partial(self._skip, path)
-            module = unet.get_submodule(path)
-            self.site.patches.call(module, handler, f"{self.label} on {name}.{path}")
+            handler = self.stand_in if path == span[-1] else self.idle
+            self.site.patches.call(
+                unet.get_submodule(path),
+                functools.partial(handler, path),
+                f"{self.label} on {name}.{path}",
+            )
         return span
-
-    def _stand_in(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if not self.computing:
-            return self.forecast("")
-        value = call(*args, **kwargs)
-        self.keep("", value)
-        return value
-
-    def _skip(self, path: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        state = self.cache.current
-        if state is None or state.compute:
-            value = call(*args, **kwargs)
-            if state is not None and path not in state.extra:
-                state.extra[path] = shape_of(value)
-            return value
-        return blank(state.extra[path])
