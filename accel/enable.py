@@ -122,8 +122,9 @@ def _resolve(pipe: Any, what: tuple[str | Method | Plan, ...], family: Family) -
         folder = Path(str(getattr(pipe, "name_or_path", "") or "."))
         if what[0] == "balanced" and (folder / FILE).is_file() and folder != Path("."):
             return Plan.load(folder / FILE)
-        if what[0] not in family.recipes and what[0] in methods():
-            raise ValueError(f"{what[0]!r} is a method: give an instance, {what[0]}(...)")
+        named = {m.lower(): m for m in methods()}.get(what[0].lower())
+        if what[0] not in family.recipes and named is not None:
+            raise ValueError(f"{named!r} is a method: give an instance, {named}(...)")
         return recipe(what[0], family)
     for one in what:
         if not isinstance(one, Method):
@@ -181,10 +182,9 @@ def accelerated(
     try:
         yield state
     finally:
-        if previous is None:
-            disable(obj)
-        else:
-            enable(obj, previous.plan)
+        disable(obj)
+        if previous is not None:
+            _install(obj, previous.plan, previous.family, recognise(obj)[1])
 
 
 def acceleration(pipe: Any) -> Acceleration | NotEnabled:
