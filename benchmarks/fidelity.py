@@ -1,0 +1,174 @@
+"""How near accelerated samples stay to plain ones, at 2, 3, 4 and 5 times fewer computed steps.
+
+Both shipped models; every method of ours beside the peers at their best swept settings and plain
+solvers with as few steps. PSNR and SSIM to the plain 50-step sample, adherence by the exact
+checker, speed-up. Run as `python benchmarks/fidelity.py`; an interrupted run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch  # noqa: E402
+import typer  # noqa: E402
+from diffusers import DiffusionPipeline  # noqa: E402
+from rich.console import Console  # noqa: E402
+
+from accel.pipelines import tiny  # noqa: E402
+from benchmarks.cells import Cells  # noqa: E402
+from benchmarks.fidelity_report import best_of, draw, markdown, rows, table  # noqa: E402
+from benchmarks.judge import Judge  # noqa: E402
+from benchmarks.settings import OWN, Setting  # noqa: E402
+from benchmarks.shapes import Model  # noqa: E402
+from benchmarks.sweep import EULER, PICTURE, RATIOS, VIDEO, Sweep  # noqa: E402
+
+MODELS = ("shapes-t2i", "shapes-t2v")  # the quicker one first
+RESULTS = Path(__file__).resolve().parent / "results"
+CACHE = Path.home() / ".cache" / "accel-benchmarks" / "fidelity"
+WIDE = 5
+"""Settings a model that are judged on more samples."""
+
+console = Console(stderr=True)
+
+
+class OutOfTime(Exception):
+    """The time allowed is over; what is done is kept."""
+
+
+class Bench:
+    """All cells of one model with one solver, in order of importance.
+
+    Args:
+        until: of `time.monotonic`, s; no cell is begun after it.
+    """
+
+    def __init__(self, judge: Judge, order: tuple[str, ...], ratios: tuple[int, ...], until: float):
+        self._judge, self._order, self._ratios, self._until = judge, order, ratios, until
+        spaced = () if judge.model.moving else (":trailing", ":linspace")
+        self._sweep = Sweep(self._attempt, judge.magnitudes, judge.sampler, ("", *spaced))
+        self.chosen: dict[tuple[str, int], Setting] = {}
+
+    def _check(self, what: str) -> None:
+        if time.monotonic() > self._until:
+            raise OutOfTime
+        console.log(f"{self._judge.model.name} ({self._judge.sampler}): {what}", highlight=False)
+
+    def _attempt(self, setting: Setting):
+        self._check(f"sweep {setting.row}: {setting}")
+        return self._judge.attempt(setting)
+
+    def sweep(self) -> None:
+        """Choose a setting for every row and ratio."""
+        for row in self._order:
+            for ratio in self._ratios:
+                found = self._sweep.search(row, ratio)
+                if found is not None:
+                    self.chosen[row, ratio] = found.setting
+
+    def evaluate(self, count: int) -> None:
+        """Judge the chosen settings on `count` samples."""
+        for row in self._order:
+            for ratio in self._ratios:
+                if (row, ratio) in self.chosen:
+                    self._check(f"{count} samples at {ratio}x {row}: {self.chosen[row, ratio]}")
+                    self._judge.evaluate(self.chosen[row, ratio], ratio, count)
+
+    def time(self) -> None:
+        """Time the chosen settings of a ratio turn about; plain solvers need none."""
+        for ratio in self._ratios:
+            found = [s for (_, r), s in self.chosen.items() if r == ratio and s.by != "plain"]
+            self._check(f"timing at {ratio}x")
+            self._judge.time(found, ratio)
+
+    def widen(self, cells: Cells, few: int, many: int) -> None:
+        """Judge the best of ours at each ratio, and the best peer at 3x, on more samples."""
+        judged = rows(cells, self._judge.model.name, self._judge.sampler)
+        best = {r: best_of(judged, r) for r in self._ratios}
+        best[0] = best_of([r for r in judged if r.by != "plain"], 3, ours=False)
+        for row in list(best.values())[:WIDE]:
+            setting = self.chosen.get((row.row, row.ratio)) if row is not None else None
+            if row is not None and setting is not None:
+                self._check(f"{many} samples at {row.ratio}x {row.row}: {setting}")
+                self._judge.evaluate(setting, row.ratio, many)
+
+
+def main(
+    models: Annotated[
+        list[str] | None, typer.Option("--model", help="Which; both if none.")
+    ] = None,
+    folder: Annotated[
+        list[str] | None, typer.Option(help="NAME=PATH: another version of a model.")
+    ] = None,
+    ratios: Annotated[list[int] | None, typer.Option("--ratio")] = None,
+    samples: Annotated[int, typer.Option(help="Samples on which a setting is judged.")] = 16,
+    many: Annotated[int, typer.Option(help="Samples for the best five of a model.")] = 64,
+    sweep_samples: Annotated[int, typer.Option(help="Samples on which settings are chosen.")] = 4,
+    workers: Annotated[int, typer.Option(help="Processes; 0 runs in this one.")] = 2,
+    minutes: Annotated[float, typer.Option(help="Begin no cell after this long.")] = 1e9,
+    sweep_only: Annotated[bool, typer.Option(help="Only choose settings.")] = False,
+    report_only: Annotated[bool, typer.Option(help="Only write table and picture.")] = False,
+    references: Annotated[Path, typer.Option(help="Where plain samples are kept.")] = CACHE,
+    out: Annotated[Path, typer.Option(help="Results; .md and .png go beside.")] = (
+        RESULTS / "fidelity.json"
+    ),
+) -> None:
+    """Run what is missing, then write the table and the pictures."""
+    torch.set_num_threads(1)
+    places = dict(pair.split("=", 1) for pair in folder or [])
+    until = time.monotonic() + 60 * minutes
+    cells = Cells(out)
+    chosen = tuple(ratios or RATIOS)
+    try:
+        for name in () if report_only else models or MODELS:
+            model = load(name, places.get(name))
+            common = {"workers": workers, "batch": 4 if model.moving else 8}
+            judge = Judge(model, cells, references, sweep_samples=sweep_samples, **common)
+            bench = Bench(judge, VIDEO if model.moving else PICTURE, chosen, until)
+            bench.sweep()
+            if sweep_only:
+                continue
+            bench.evaluate(samples // 2)  # everything on some before anything on all
+            bench.time()
+            bench.evaluate(samples)
+            if model.moving:
+                euler = Judge(
+                    model, cells, references, sampler="euler", sweep_samples=sweep_samples, **common
+                )
+                second = Bench(euler, EULER, chosen, until)
+                second.sweep()
+                second.evaluate(samples)
+            bench.widen(cells, samples, many)
+    except OutOfTime:
+        console.log("out of time; run again to go on")
+    write(cells, out)
+
+
+def load(name: str, place: str | None) -> Model:
+    """A shipped model by its name, or another version of it from a folder."""
+    options = tiny.call_defaults(name)
+    if place is None:
+        return Model(name, tiny.load(name), tiny.path(name), options)
+    pipe = DiffusionPipeline.from_pretrained(place, torch_dtype=torch.float32)
+    return Model(name, pipe, Path(place), options)
+
+
+def write(cells: Cells, out: Path) -> None:
+    """The table on the terminal and beside the results, and a picture a model."""
+    for name in MODELS:
+        for sampler in (OWN, "euler"):
+            found = rows(cells, name, sampler)
+            if found:
+                Console(width=160).print(table(found, f"{name}, {sampler} solver"))
+        found = rows(cells, name, OWN)
+        if found:
+            draw(found, name, out.with_name(f"{out.stem}-{name}.png"))
+    out.with_suffix(".md").write_text(markdown(cells, MODELS))
+
+
+if __name__ == "__main__":
+    typer.run(main)

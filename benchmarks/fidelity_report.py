@@ -1,0 +1,254 @@
+"""The fidelity benchmark's cells as a table, a page and a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from benchmarks.cells import Cells
+from benchmarks.settings import OWN
+from benchmarks.sweep import RATIOS, STEPS, limit, within
+
+SLACK = 0.02
+"""Adherence counts as not fallen while its mean over pairs falls by no more than this."""
+HEAD = (
+    "fewer steps",
+    "whose",
+    "row",
+    "setting",
+    "n",
+    "work",
+    "speed-up",
+    "PSNR dB",
+    "SSIM",
+    "adherence (plain)",
+    "change ≥",
+    "all right (plain)",
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A setting that was judged.
+
+    Attributes:
+        ratio: how many times fewer computed steps it was chosen for.
+        psnr: of every sample, dB.
+        means: of all measures; "work" is a fraction of the plain run's FLOPs.
+        speedup: median ratio of paired timings with its 95 % bounds, or None where not timed.
+    """
+
+    ratio: int
+    by: str
+    row: str
+    setting: str
+    samples: int
+    psnr: tuple[float, ...]
+    means: Mapping[str, float]
+    speedup: tuple[float, float, float] | None = None
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean PSNR, dB."""
+        n = len(self.psnr)
+        return float(np.std(self.psnr, ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
+
+    @property
+    def holds(self) -> bool:
+        """Whether adherence did not fall."""
+        return self.means["adherence_change"] >= -SLACK
+
+
+def rows(cells: Cells, model: str, sampler: str) -> list[Row]:
+    """Rows of a model's last judged checkpoint, each at its largest number of samples."""
+    checkpoint = last_checkpoint(cells, model)
+    mine = [
+        c
+        for c in cells.cells.values()
+        if c["fields"].get("model") == model
+        and c["fields"].get("checkpoint") == checkpoint
+        and c["fields"].get("compared") == sampler
+    ]
+    times = {
+        (c["fields"]["ratio"], setting): (t["speedup"], t["low"], t["high"])
+        for c in mine
+        if c["fields"]["set"] == "timing"
+        for setting, t in c["result"].items()
+    }
+    found: dict[tuple[int, str, str], Row] = {}
+    for cell in mine:
+        f, result = cell["fields"], cell["result"]
+        if f["set"] != "evaluation":
+            continue
+        key = (f["ratio"], f["row"], f["setting"])
+        if key not in found or found[key].samples < f["samples"]:
+            found[key] = Row(
+                f["ratio"],
+                f["by"],
+                f["row"],
+                f["setting"] if f["solver"] in (OWN, sampler) else f"{f['setting']}, {f['solver']}",
+                f["samples"],
+                tuple(result["psnr"]),
+                result["means"],
+                times.get((f["ratio"], f"{f['row']}: {f['setting']}")),
+            )
+    return sorted(found.values(), key=lambda r: (r.ratio, -r.means["psnr"]))
+
+
+def last_checkpoint(cells: Cells, model: str) -> str | None:
+    """The checkpoint of `model` that was judged last, its first 12 digits."""
+    judged = [
+        c
+        for c in cells.cells.values()
+        if c["fields"].get("model") == model and c["fields"]["set"] == "evaluation"
+    ]
+    return judged[-1]["fields"]["checkpoint"] if judged else None
+
+
+def best_of(judged: Sequence[Row], ratio: int, ours: bool = True) -> Row | None:
+    """Ours (or of all others) with the highest PSNR within the limit at `ratio`.
+
+    Of ours only those whose adherence did not fall. Rows judged on more samples are compared on
+    those that all of them have.
+    """
+    found = [
+        r
+        for r in judged
+        if (r.by == "ours") == ours and within(r.means["work"], ratio) and (r.holds or not ours)
+    ]
+    shared = min((r.samples for r in found), default=0)
+    return max(found, key=lambda r: float(np.mean(r.psnr[:shared])), default=None)
+
+
+def texts(row: Row) -> tuple[str, ...]:
+    """A row's entries, in the order of `HEAD`."""
+    m = row.means
+    speed = "–" if row.speedup is None else "{:.2f} [{:.2f}, {:.2f}]".format(*row.speedup)
+    return (
+        f"{row.ratio}×",
+        row.by,
+        row.row,
+        row.setting,
+        str(row.samples),
+        f"{m['work']:.3f}",
+        speed,
+        f"{m['psnr']:.2f} ± {row.error:.2f}",
+        f"{m['ssim']:.4f}",
+        f"{m['share']:.3f} ({m['plain_share']:.3f})",
+        f"{m['adherence_change_low']:+.3f}",
+        f"{m['all_right']:.2f} ({m['plain_all_right']:.2f})",
+    )
+
+
+def table(judged: Sequence[Row], title: str) -> Table:
+    """For the terminal; ours in bold."""
+    result = Table(title=title, header_style="bold")
+    for head in HEAD:
+        result.add_column(head, overflow="fold")
+    for row in judged:
+        result.add_row(*texts(row), style="bold" if row.by == "ours" else "")
+    return result
+
+
+def markdown(cells: Cells, models: Sequence[str]) -> str:
+    """The page beside the JSON file."""
+    lines = [INTRODUCTION]
+    for model in models:
+        checkpoint = last_checkpoint(cells, model)
+        if checkpoint is None:
+            continue
+        lines += [f"## {model}", "", f"Checkpoint sha256 `{checkpoint}…`.", ""]
+        lines += [*_best(rows(cells, model, OWN)), f"![Pareto](fidelity-{model}.png)", ""]
+        for sampler in (OWN, "euler"):
+            judged = rows(cells, model, sampler)
+            if judged:
+                solver = "the solver it ships with" if sampler == OWN else f"flow {sampler}"
+                lines += [f"### With {solver}", "", _line(HEAD), _line(["---"] * len(HEAD))]
+                lines += [_line(texts(row)) for row in judged] + [""]
+    lines += ["## Measured on", ""]
+    for i, e in enumerate(json.loads(cells.path.read_text())["environments"]):
+        versions = ", ".join(f"{k} {v}" for k, v in e["versions"].items())
+        lines.append(
+            f"- environment {i}: {e['cpu']}, {e['cores']} cores, GPU {e['gpu'] or 'none'}, "
+            f"{e['system']}; {e['threads']} thread a process; {versions}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _best(judged: Sequence[Row]) -> list[str]:
+    lines = [f"Best of ours, adherence not fallen (mean change at least −{SLACK}):", ""]
+    for ratio in RATIOS:
+        row, other = best_of(judged, ratio), best_of(judged, ratio, ours=False)
+        said = "none" if row is None else f"`{row.setting}`, {row.means['psnr']:.2f} dB"
+        if other is not None:
+            said += (
+                f"; best of others: {other.row}, `{other.setting}`, {other.means['psnr']:.2f} dB"
+            )
+        lines.append(f"- {ratio}× (work at most {limit(ratio):.3f}): {said}")
+    return [*lines, ""]
+
+
+def _line(entries: Sequence[str]) -> str:
+    return "| " + " | ".join(entries) + " |"
+
+
+def draw(judged: Sequence[Row], model: str, path: Path) -> None:
+    """PSNR against work and, where timed, against speed-up; a line a row of the table."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 5.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    work, speed = figure.subplots(1, 2, sharey=True)
+    names = list(dict.fromkeys(r.row for r in sorted(judged, key=lambda r: r.by != "ours")))
+    for i, name in enumerate(names):
+        mine = sorted((r for r in judged if r.row == name), key=lambda r: r.means["work"])
+        ours = mine[0].by == "ours"
+        style: dict[str, Any] = {
+            "color": f"C{i % 10}",
+            "marker": "o" if ours else "x+v^sd*"[i % 7],
+            "linewidth": 2.2 if ours else 1,
+            "linestyle": "-" if ours else "--",
+        }
+        psnr = [r.means["psnr"] for r in mine]
+        work.errorbar(
+            [r.means["work"] for r in mine], psnr, [r.error for r in mine], label=name, **style
+        )
+        timed = [r for r in mine if r.speedup is not None]
+        if timed:
+            speed.plot(
+                [r.speedup[0] for r in timed if r.speedup],
+                [r.means["psnr"] for r in timed],
+                **style,
+            )
+    work.set_xlabel(f"work, as a fraction of {STEPS} plain steps (FLOPs of the denoiser)")
+    speed.set_xlabel("speed-up of a call without decoding (median of paired runs)")
+    work.set_ylabel("PSNR to the plain sample (dB)")
+    for axis in (work, speed):
+        axis.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    figure.suptitle(f"{model}: fidelity at fewer computed steps", x=0.01, ha="left")
+    figure.savefig(path, dpi=120)
+
+
+INTRODUCTION = f"""# Fidelity
+
+Made by `python benchmarks/fidelity.py`; every number is in the JSON file beside this page.
+
+A row is a method at the setting that gave the highest PSNR on samples of its own (the sweep), and
+is judged on others: captions never trained on, other seeds. A setting belongs to a ratio when its
+work is at most 1/ratio and one step of {STEPS} more. PSNR (mean ± standard error of the per-sample
+dB, capped at 100) and SSIM compare decoded float frames with the plain {STEPS}-step sample of the
+same seed; adherence is the share of attributes that the exact checker finds right, with the plain
+sample's in brackets and the one-sided 95 % bootstrap bound of the paired change. Work counts FLOPs
+of linear, convolution and attention products that really ran in the denoiser, for everyone alike.
+Speed-up is the median over rounds in which the plain sampler and all settings of a ratio run turn
+about, with its 95 % interval. Settings may have been chosen on an earlier checkpoint; each sweep
+cell names it.
+"""

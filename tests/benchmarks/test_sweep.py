@@ -1,0 +1,126 @@
+"""What is tried at each ratio, and that the best within the limit is picked."""
+
+import pytest
+
+from accel.caching import DeepCache, TaylorSeer
+from benchmarks import peers, settings
+from benchmarks.settings import Setting
+from benchmarks.sweep import RATIOS, STEPS, Sweep, Tried, best, budget, limit, within
+
+
+class Bench:
+    """A sweep whose settings cost what their schedules say and score what `score` says."""
+
+    def __init__(self, score, sampler="own", spacings=("",)):
+        self.asked, self._score = [], score
+        self.sweep = Sweep(self.attempt, lambda: (1.0,) * STEPS, sampler, spacings)
+
+    def attempt(self, setting):
+        self.asked.append(setting)
+        method, work = setting.method, setting.steps / STEPS
+        if isinstance(method, TaylorSeer):
+            work = sum(method.policy.computes(i, STEPS) for i in range(STEPS)) / STEPS
+        elif isinstance(method, settings.TaylorSeer):
+            work = len(method.computed(STEPS)) / STEPS
+        elif getattr(method, "mask", None):
+            work = sum(method.mask) / STEPS
+        elif isinstance(method, DeepCache | peers.DeepCache):
+            work = 0.2 + 0.8 / method.interval
+        return Tried(setting, self._score(setting), work)
+
+
+def tried(score, work):
+    return Tried(Setting("x"), score, work)
+
+
+def test_limit_allows_one_step_more_than_the_ratio():
+    assert [budget(r) for r in RATIOS] == [26, 17, 13, 11]
+    assert limit(2) == pytest.approx(26 / 50)
+    assert within(0.52, 2) and within(0.53, 2) and not within(0.54, 2)
+
+
+def test_best_is_the_highest_score_within_the_limit():
+    all_of_them = [tried(50, 0.9), tried(30, 0.3), tried(40, 0.33), tried(20, 0.1)]
+    assert best(all_of_them, 3) is all_of_them[2]
+    assert best(all_of_them, 5) is all_of_them[3]
+    assert best(all_of_them[:1], 2) is None
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_schedules_use_the_budget_and_stay_within_it(ratio):
+    bench = Bench(lambda s: 1.0)
+    for row in ("TaylorSeer output", "diffusers TaylorSeer lite"):
+        assert bench.sweep.search(row, ratio) is not None
+    works = [bench.attempt(s).work * STEPS for s in list(bench.asked)]
+    assert max(works) <= budget(ratio)
+    assert max(works) >= budget(ratio) - 2
+
+
+def test_forecasters_are_tried_at_the_best_schedule():
+    def likes(setting):
+        method = setting.method
+        return 10 * method.last + 5 * (method.warmup == 5) + (method.order == 2)
+
+    bench = Bench(likes)
+    found = bench.sweep.search("TaylorSeer output", 3)
+    assert found is not None
+    method = found.setting.method
+    assert (method.warmup, method.last, method.order) == (5, True, 2)
+    assert {s.method.basis for s in bench.asked if s.method.order == 2} == {"taylor", "newton"}
+    assert all(s.method.warmup == 5 for s in bench.asked if s.method.order != 1)
+
+
+def test_carriers_inside_the_model_take_the_schedule_of_the_output():
+    bench = Bench(lambda s: 10 * s.method.last + 5 * (s.method.warmup == 1) + s.method.order)
+    output = bench.sweep.search("TaylorSeer output", 4)
+    inside = bench.sweep.search("TaylorSeer module", 4)
+    assert output is not None and inside is not None
+    assert inside.setting.method.carrier == "module"
+    for field in ("interval", "warmup", "last"):
+        assert getattr(inside.setting.method, field) == getattr(output.setting.method, field)
+    theirs = bench.sweep.search("diffusers TaylorSeer module", 4)
+    assert theirs is not None and theirs.setting.method.carrier == "module"
+    assert theirs.setting.method.computed(STEPS)[-1] == STEPS - 1
+
+
+def test_threshold_rows_try_the_same_thresholds_for_us_and_for_diffusers():
+    bench = Bench(lambda s: 1.0)
+    for row in ("FirstBlockCache", "diffusers FirstBlockCache"):
+        bench.sweep.search(row, 2)
+    half = len(bench.asked) // 2
+    ours, theirs = bench.asked[:half], bench.asked[half:]
+    assert [s.method.threshold for s in ours] == [s.method.threshold for s in theirs]
+    assert {s.by for s in ours} == {"ours"} and {s.by for s in theirs} == {"diffusers"}
+    assert all(s.alone for s in bench.asked)
+
+
+def test_plain_solvers_get_the_same_number_of_steps_and_every_spacing():
+    bench = Bench(lambda s: 1.0, spacings=("", ":trailing"))
+    bench.sweep.search("dpm++ with as few steps", 3)
+    assert [(s.sampler, s.steps) for s in bench.asked] == [("dpm++", 17), ("dpm++:trailing", 17)]
+    euler = Bench(lambda s: 1.0, sampler="euler")
+    euler.sweep.search("own with as few steps", 5)
+    euler.sweep.search("TaylorSeer output", 5)
+    assert {s.sampler for s in euler.asked} == {"euler"}
+
+
+def test_deepcache_and_its_package_are_tried_at_the_same_branches_and_intervals():
+    bench = Bench(lambda s: 1.0)
+    bench.sweep.search("DeepCache", 2)
+    bench.sweep.search("DeepCache package", 2)
+    uniform = {
+        by: {
+            (s.method.branch, s.method.interval)
+            for s in bench.asked
+            if (s.by == "ours") == by and getattr(s.method, "steps", None) is None
+        }
+        for by in (True, False)
+    }
+    assert uniform[True] == uniform[False]
+    listed = [s.method.steps for s in bench.asked if getattr(s.method, "steps", None)]
+    assert listed and all(steps[0] == 0 and steps[-1] == STEPS - 1 for steps in listed)
+
+
+def test_an_unknown_row_is_named():
+    with pytest.raises(ValueError, match="unknown row 'TeaCache'"):
+        Bench(lambda s: 1.0).sweep.search("TeaCache", 2)
