@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 OFFLOADING = ("_hf_hook", "_diffusers_hook")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ def count_flops(denoiser: torch.nn.Module, args: tuple, kwargs: Mapping[str, Any
 def _emptied(module: torch.nn.Module) -> dict[int, Any]:
     """What a copy of `module` holds instead: tensors without storage, and no hooks.
 
-    The hooks of offloading are left out because they refer to other models.
+    The hooks of offloading are left out because they refer to other models, the user's because
+    they must not see the count.
     """
     memo: dict[int, Any] = {}
     for tensor in [*module.parameters(), *module.buffers()]:
@@ -86,6 +89,7 @@ def _emptied(module: torch.nn.Module) -> dict[int, Any]:
         memo[id(tensor)] = torch.nn.Parameter(empty, requires_grad=False) if keep else empty
     for part in module.modules():
         memo |= {id(vars(part)[name]): () for name in OFFLOADING if name in vars(part)}
+        memo |= {id(vars(part)[name]): OrderedDict() for name in HOOKS}
     return memo
 
 
