@@ -29,7 +29,7 @@ class FirstBlockCache(Method):
             nothing; published 0.08 (FLUX), 0.06 (HunyuanVideo).
 
     The change is a mean over the batch, so samples of one batch share their decisions. Costs one
-    host synchronisation per step.
+    host synchronisation per evaluation of the denoiser.
     """
 
     threshold: float = 0.08

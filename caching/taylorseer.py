@@ -70,7 +70,7 @@ class TaylorSeer(Method):
         )
 
     def install(self, site: Site) -> None:
-        weights = newton if self.basis == "newton" else taylor
-        cache = Cache(site, weights, self.order + 1)
-        # released code takes its first difference at the last warm-up step (docs/caching.md)
-        KINDS[self.carrier](site, cache, self.policy, "TaylorSeer", self.warmup - 2).install()
+        cache = Cache(site, newton if self.basis == "newton" else taylor, self.order + 1)
+        # released code takes no difference before the last warm-up step
+        since = self.warmup - 2 if self.basis == "taylor" else 0
+        KINDS[self.carrier](site, cache, self.policy, "TaylorSeer", since).install()
