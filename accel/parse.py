@@ -24,18 +24,20 @@ def parse_method(text: str) -> Method:
     kind = find_method(name.strip())
     try:
         call = ast.parse(f"f({rest})", mode="eval").body
-        assert isinstance(call, ast.Call)
         return build(kind, _fields(call))
-    except (SyntaxError, AssertionError):
+    except (SyntaxError, RecursionError, MemoryError):
         raise ValueError(
             f"cannot read {text!r}; write Name:field=value,field=value, for example "
             f"TaylorSeer:interval=5,order=1"
         ) from None
 
 
-def _fields(call: ast.Call) -> dict[str, Any]:
-    if call.args or any(k.arg is None for k in call.keywords):
-        raise SyntaxError("fields are given by name")
+def _fields(call: ast.expr) -> dict[str, Any]:
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+        raise SyntaxError("one call of one name")
+    names = [k.arg for k in call.keywords]
+    if call.args or None in names or len(set(names)) < len(names):
+        raise SyntaxError("fields are given by name, each once")
     return {str(k.arg): _value(k.value) for k in call.keywords}
 
 
@@ -46,6 +48,10 @@ def _value(node: ast.expr) -> Any:
         return build(find_type(node.func.id), _fields(node))
     if isinstance(node, ast.Tuple | ast.List):
         return tuple(_value(n) for n in node.elts)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        value = _value(node.operand)
+        if isinstance(value, int | float):
+            return -value
     try:
         return ast.literal_eval(node)
     except ValueError:

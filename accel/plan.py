@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import json
@@ -86,8 +87,12 @@ class Plan:
         for key in values:
             if key not in known:
                 raise ValueError(f"plan has no field {key!r}; {nearest(key, known)}")
-        found = tuple(_decode(v, Method, "methods") for v in values.pop("methods"))
-        return cls(found, **values)
+        found = tuple(_decode(v, Method, "methods") for v in values["methods"])
+        name, note = (_text(values.get(k, ""), k) for k in ("name", "note"))
+        fingerprint = values.get("fingerprint", {})
+        if not isinstance(fingerprint, dict):
+            raise ValueError(f"fingerprint must be an object, got {fingerprint!r}")
+        return cls(found, name, note, fingerprint)
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
@@ -141,40 +146,33 @@ def _encode(value: Any) -> Any:
 
 
 def _decode(value: Any, wanted: Any, where: str) -> Any:
+    """`value` as the annotation `wanted` has it; plain values come from JSON or from a shell."""
+    if isinstance(value, dict) and "method" in value:
+        fields = dict(value)
+        value = build(find_type(_text(fields.pop("method"), "the name of a method")), fields)
     origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
+    if wanted is Any:
+        return value
     if origin in (typing.Union, types.UnionType):
         for option in arguments:
-            try:
+            with contextlib.suppress(ValueError):
                 return _decode(value, option, where)
-            except ValueError:
-                if option is arguments[-1]:
-                    raise
-    if origin is typing.Literal:
+    elif origin is typing.Literal:
         if value in arguments:
             return value
         raise ValueError(f"{where} must be one of {', '.join(map(repr, arguments))}, got {value!r}")
-    if isinstance(value, dict) and "method" in value:
-        fields = dict(value)
-        return build(find_type(fields.pop("method")), fields)
-    if wanted is Method:
-        raise ValueError(f'{where} must be an object with a "method", got {value!r}')
-    if origin is tuple and isinstance(value, list | tuple):
+    elif origin is tuple and isinstance(value, list | tuple):
         return _decode_tuple(value, arguments, where)
-    if isinstance(wanted, type) and issubclass(wanted, enum.Enum):
-        if value in wanted.__members__:
-            return wanted[value]
-        raise ValueError(f"{where} {value!r}; {nearest(str(value), wanted.__members__)}")
-    if wanted is float and not isinstance(value, bool):
-        try:
-            return float(value)
-        except (TypeError, ValueError):
-            pass
-    if wanted is Any or (wanted is None and value is None) or wanted is type(value):
-        return value
-    name = getattr(wanted, "__name__", str(wanted))
-    if isinstance(wanted, type) and isinstance(value, wanted) and not isinstance(value, bool):
-        return value
-    raise ValueError(f"{where} must be {name}, got {value!r}")
+    elif wanted is float and (type(value) is int or value in ("inf", "-inf", "nan")):
+        return float(value)
+    elif isinstance(wanted, type):
+        if issubclass(wanted, enum.Enum) and isinstance(value, str):
+            if value in wanted.__members__:
+                return wanted[value]
+            raise ValueError(f"{where} {value!r}; {nearest(value, wanted.__members__)}")
+        if type(value) is wanted or (isinstance(value, wanted) and not isinstance(value, bool)):
+            return value
+    raise ValueError(f"{where} must be {_name(wanted)}, got {value!r}")
 
 
 def _decode_tuple(value: Sequence[Any], arguments: tuple[Any, ...], where: str) -> tuple[Any, ...]:
@@ -183,6 +181,23 @@ def _decode_tuple(value: Sequence[Any], arguments: tuple[Any, ...], where: str) 
     if len(value) != len(arguments):
         raise ValueError(f"{where} must have {len(arguments)} entries, got {value!r}")
     return tuple(_decode(v, a, where) for v, a in zip(value, arguments, strict=True))
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{where} must be a string, got {value!r}")
+    return value
+
+
+def _name(wanted: Any) -> str:
+    """How an error calls a type."""
+    if wanted is Method:
+        return 'an object with a "method"'
+    if typing.get_origin(wanted) in (typing.Union, types.UnionType):
+        return " | ".join(_name(a) for a in typing.get_args(wanted))
+    if wanted is type(None):
+        return "None"
+    return str(wanted) if typing.get_origin(wanted) else wanted.__name__
 
 
 def as_method(name: str, **fields: Any) -> Method:
