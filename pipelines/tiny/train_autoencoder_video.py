@@ -95,6 +95,19 @@ def latent_statistics(vae: AutoencoderKLWan, scenes: int = 256) -> tuple[list[fl
     return latents.mean(1).tolist(), latents.std(1).tolist()
 
 
+def latest(folder: Path) -> AutoencoderKLWan:
+    """The autoencoder of the run in `folder`, with the averaged decoder if that has begun."""
+    vae = AutoencoderKLWan.from_pretrained(folder / "vae")
+    weights = folder / "decoder" / "ema-decoder.safetensors"
+    if weights.exists():
+        load_model(_decoder(vae), str(weights))
+    return vae.eval()
+
+
+def _decoder(vae: AutoencoderKLWan) -> nn.ModuleDict:
+    return nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
+
+
 def main(
     folder: Path = typer.Option(..., help="Where state, logs and result go."),
     short: int = typer.Option(5_600, help="Samples of 5 frames to begin with."),
@@ -130,11 +143,10 @@ def main(
         vae.register_to_config(latents_mean=mean, latents_std=std)
         vae.save_pretrained(result)
     vae = AutoencoderKLWan.from_pretrained(result)
-    decoder = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
     vae.encoder.requires_grad_(False)
     stream = partial(clips, batch_size=batch_size, frames=FRAMES)
     fit(
-        {"decoder": decoder},
+        {"decoder": _decoder(vae)},
         partial(decoder_loss, vae),
         stream,
         folder=folder / "decoder",
@@ -142,8 +154,7 @@ def main(
         lr=lr,
         **options,
     )
-    load_model(decoder, str(folder / "decoder" / "ema-decoder.safetensors"))
-    vae.save_pretrained(result)
+    latest(folder).save_pretrained(result)
 
 
 if __name__ == "__main__":

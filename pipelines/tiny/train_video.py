@@ -1,6 +1,7 @@
 """Trains the denoiser and text encoder of ``shapes-t2v`` on latents of a finished autoencoder.
 
-    python -m accel.pipelines.tiny.train_video --vae runs/t2v-autoencoder/vae --folder runs/t2v
+    python -m accel.pipelines.tiny.train_video --autoencoder runs/t2v-autoencoder \
+        --folder runs/t2v
 
 Flow matching (Lipman et al. 2023, arXiv:2210.02747) with the timestep shift of the sampler that
 ships; two latent frames first, then all five. Resumable by running it again; ``--export DIR``
@@ -28,9 +29,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
+from . import write_manifest
 from .loop import fit
 from .muon import Muon, hidden_matrices
 from .scenes import caption, render, sample_scene
+from .train_autoencoder_video import latest
 from .words import TOKENS, tokenizer
 
 SHARD = 512
@@ -65,12 +68,12 @@ TEXT = {
 class Latents:
     """Normalised latents and token ids of training scenes, encoded once and kept on disk."""
 
-    def __init__(self, folder: Path, vae_folder: Path, scenes: int) -> None:
+    def __init__(self, folder: Path, autoencoder: Path, scenes: int) -> None:
         shards = [folder / f"{index:04d}.safetensors" for index in range(scenes // SHARD)]
         missing = [path for path in shards if not path.exists()]
         if missing:
             folder.mkdir(parents=True, exist_ok=True)
-            vae = AutoencoderKLWan.from_pretrained(vae_folder).eval()
+            vae = latest(autoencoder)
             vae.to("cuda" if torch.cuda.is_available() else "cpu")
             for path in tqdm(missing, unit="shard"):
                 partly = path.with_suffix(".partial")
@@ -161,35 +164,49 @@ def assemble(
     )
 
 
-def averaged(vae_folder: Path, folder: Path) -> WanPipeline:
+def averaged(autoencoder: Path, folder: Path) -> WanPipeline:
     """The pipeline with the averaged weights of the run in `folder`, in single precision."""
     transformer, encoder = untrained()
     load_model(transformer, str(folder / "ema-transformer.safetensors"))
     load_model(encoder, str(folder / "ema-text.safetensors"))
-    return assemble(AutoencoderKLWan.from_pretrained(vae_folder), transformer, encoder)
+    return assemble(latest(autoencoder), transformer, encoder)
+
+
+def export(pipe: WanPipeline, folder: Path) -> None:
+    """Writes `pipe` in half precision, readable by transformers 4 and 5, with its manifest."""
+    pipe.to(torch.float16).save_pretrained(folder)
+    for name in ("model_index.json", "tokenizer/tokenizer_config.json", "vae/config.json"):
+        path = folder / name
+        text = path.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast")
+        content = {key: v for key, v in json.loads(text).items() if key != "_name_or_path"}
+        path.write_text(json.dumps(content, indent=2) + "\n")
+    write_manifest(folder)
 
 
 def main(
-    vae: Path = typer.Option(..., help="Folder of the finished autoencoder."),
+    autoencoder: Path = typer.Option(..., help="Run of train_autoencoder_video."),
     folder: Path = typer.Option(..., help="Where latents, state and log go."),
-    scenes: int = typer.Option(6_144, help="Training scenes to encode, in shards of 512."),
-    short: int = typer.Option(24_000, help="Samples of two latent frames to begin with."),
-    samples: int = typer.Option(60_000, help="Samples in all; the last 40 % anneal."),
+    scenes: int = typer.Option(4_096, help="Training scenes to encode, in shards of 512."),
+    short: int = typer.Option(9_440, help="Samples of two latent frames to begin with."),
+    samples: int = typer.Option(32_000, help="Samples in all; the last 40 % anneal."),
     batch_size: int = 16,
     lr: float = 1e-3,
+    muon: float = typer.Option(4.0, help="Rate of the hidden matrices, in units of lr."),
     bf16: bool = True,
     compiled: bool = typer.Option(False, help="Compile the transformer's blocks."),
-    export: Path | None = typer.Option(None, help="Write the pipeline here and train no more."),
+    into: Path | None = typer.Option(
+        None, "--export", help="Write the pipeline here and train no more."
+    ),
 ) -> None:
     """Train, or go on training; then (or at once, with --export) the averaged weights are ready."""
-    if export is not None:
-        averaged(vae, folder).to(torch.float16).save_pretrained(export)
+    if into is not None:
+        export(averaged(autoencoder, folder), into)
         return
-    data = Latents(folder / "latents", vae, scenes)
+    data = Latents(folder / "latents", autoencoder, scenes)
     transformer, encoder = untrained()
     if compiled:
         transformer.compile_repeated_blocks()
-    with Muon(hidden_matrices(transformer.blocks, encoder.encoder.block)):
+    with Muon(hidden_matrices(transformer.blocks, encoder.encoder.block), ratio=muon):
         for frames, budget in ((2, short), (5, samples)):
             fit(
                 {"transformer": transformer, "text": encoder},
