@@ -1,0 +1,192 @@
+"""The command line: `accel generate | methods | doctor`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from . import catalogue, doctor, summary
+from .generate import RunFailed, generate
+from .inputs import BadInput, Request
+from .load import first_line, load
+from .media import writable
+from .method import Method
+from .parse import parse_method
+from .versions import __version__
+
+UsageError: Any = typer.BadParameter.__base__
+
+
+class OneLine(TyperGroup):
+    """Ends bad input with one line on stderr and exit code 2, an interrupt with 130."""
+
+    def main(self, args: Any = None, *rest: Any, standalone_mode: bool = True, **more: Any) -> Any:
+        more["standalone_mode"] = False
+        try:
+            code = super().main(args, *rest, **more)
+        except (UsageError, BadInput) as error:
+            code = _say(error.format_message() if isinstance(error, UsageError) else error, 2)
+        except RunFailed as error:
+            code = _say(error, 1)
+        if standalone_mode:
+            sys.exit(code)
+        return code
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            return _say("interrupted; files that were not finished are not left behind", 130)
+
+
+def _say(message: Any, code: int) -> int:
+    line = " ".join(str(message).split())
+    if line:  # typer has printed the help already where it says nothing
+        print(f"accel: {line}", file=sys.stderr)
+    return code
+
+
+app = typer.Typer(
+    cls=OneLine,
+    help="Speeds up diffusers pipelines, and shows what it cost.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(shown: bool) -> None:
+    if shown:
+        print(f"accel {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Speeds up diffusers pipelines, and shows what it cost."""
+
+
+@app.command("generate")
+def generate_command(
+    prompt: Annotated[str, typer.Argument(help="What to make, in words.", show_default=False)],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="shapes-t2v, shapes-t2i, a folder, or a hub id.", show_default="shapes-t2v"
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Recipe of the model's family.", show_default="balanced")
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Instead of a recipe: Name:field=value,… (repeatable); see accel methods."
+        ),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is off.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    image: Annotated[Path | None, typer.Option(help="Picture to start from.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames of a video.")] = None,
+    height: Annotated[int | None, typer.Option(help="Height in pixels.")] = None,
+    width: Annotated[int | None, typer.Option(help="Width in pixels.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames a second of the files.")] = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder for the files; those of an earlier run are replaced.")
+    ] = Path("out"),
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Also run plain, and show both side by side.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object and nothing else.")
+    ] = False,
+    device: Annotated[str | None, typer.Option(help="cuda, cpu, …", show_default="auto")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16.", show_default="auto")
+    ] = None,
+    offload: Annotated[
+        bool, typer.Option("--offload", help="Keep parts on the CPU while they do not run.")
+    ] = False,
+) -> None:
+    """Make a video or a picture, accelerated; with --compare also plain, side by side."""
+    request = Request(prompt, steps, guidance, seed, image, frames, height, width)
+    if fps is not None and not 0 < fps <= 240:
+        raise BadInput(f"--fps must be above 0 and at most 240, got {fps:g}")
+    what = _what(recipe, method or [])
+    try:
+        writable(out)
+    except OSError as error:
+        raise BadInput(f"--out {out}: cannot write there: {error.strerror}") from None
+    errors = Console(stderr=True)
+    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("default")
+        with errors.status(f"loading {model or 'shapes-t2v'}"):
+            opened = load(
+                model, device=device, dtype=dtype, offload=offload, image=image is not None
+            )
+        outcome = generate(opened, request, *what, compare=compare)
+        files = outcome.write(out, fps)
+    for text in dict.fromkeys(str(n.message) for n in notes if n.category is UserWarning):
+        errors.print(f"[yellow]note:[/] {text}")
+    if as_json:
+        print(json.dumps(outcome.to_dict(files), allow_nan=False))
+    else:
+        summary.show(Console(), outcome, prompt, files)
+
+
+def _what(recipe: str | None, methods: list[str]) -> list[str | Method]:
+    if recipe is not None and methods:
+        raise BadInput("--recipe and --method exclude one another; give one of them")
+    try:
+        return [parse_method(text) for text in methods] or [recipe or "balanced"]
+    except ValueError as error:
+        raise BadInput(f"--method {first_line(error)}") from None
+
+
+@app.command("methods")
+def methods_command(
+    name: Annotated[
+        str | None, typer.Argument(help="One method, with its fields.", show_default=False)
+    ] = None,
+    family: Annotated[
+        str | None, typer.Option(help="Only what works on this model family.")
+    ] = None,
+) -> None:
+    """List the methods, or show one with its fields and their defaults."""
+    console = Console()
+    try:
+        shown = catalogue.detail(name) if name else catalogue.table(family)
+    except ValueError as error:
+        raise BadInput(first_line(error)) from None
+    console.print(shown)
+
+
+@app.command("doctor")
+def doctor_command() -> None:
+    """Say what works here, and why the rest does not; exit code 1 if something needed is broken."""
+    findings = doctor.examine()
+    Console().print(doctor.table(findings))
+    if any(finding.state == "broken" for finding in findings):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """The console entry point; being asked to end is an interrupt too, so that files are whole."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    app()
