@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -66,9 +67,9 @@ class Bench:
         """Choose a setting for every row and ratio."""
         for row in self._order:
             for ratio in self._ratios:
-                found = self._sweep.search(row, ratio)
+                found = self._sweep.choose(row, ratio)
                 if found is not None:
-                    self.chosen[row, ratio] = found.setting
+                    self.chosen[row, ratio] = found
 
     def evaluate(self, count: int) -> None:
         """Judge the chosen settings on `count` samples."""
@@ -126,9 +127,16 @@ def main(
     try:
         for name in () if report_only else models or MODELS:
             model = load(name, places.get(name))
-            common = {"workers": workers, "batch": 4 if model.moving else 8}
-            judge = Judge(model, cells, references, sweep_samples=sweep_samples, **common)
-            bench = Bench(judge, VIDEO if model.moving else PICTURE, chosen, until)
+            make = partial(
+                Judge,
+                model,
+                cells,
+                references,
+                workers=workers,
+                batch=4 if model.moving else 8,
+                sweep_samples=sweep_samples,
+            )
+            bench = Bench(make(), VIDEO if model.moving else PICTURE, chosen, until)
             bench.sweep()
             if sweep_only:
                 continue
@@ -136,12 +144,9 @@ def main(
             bench.time()
             bench.evaluate(samples)
             if model.moving:
-                euler = Judge(
-                    model, cells, references, sampler="euler", sweep_samples=sweep_samples, **common
-                )
-                second = Bench(euler, EULER, chosen, until)
-                second.sweep()
-                second.evaluate(samples)
+                euler = Bench(make(sampler="euler"), EULER, chosen, until)
+                euler.sweep()
+                euler.evaluate(samples)
             bench.widen(cells, samples, many)
     except OutOfTime:
         console.log("out of time; run again to go on")

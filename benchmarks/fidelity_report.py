@@ -243,7 +243,7 @@ Made by `python benchmarks/fidelity.py`; every number is in the JSON file beside
 
 A row is a method at the setting that gave the highest PSNR on samples of its own (the sweep), and
 is judged on others: captions never trained on, other seeds. A setting belongs to a ratio when its
-work is at most 1/ratio and one step of {STEPS} more. PSNR (mean ± standard error of the per-sample
+work is at most 1/ratio + 0.03. PSNR (mean ± standard error of the per-sample
 dB, capped at 100) and SSIM compare decoded float frames with the plain {STEPS}-step sample of the
 same seed; adherence is the share of attributes that the exact checker finds right, with the plain
 sample's in brackets and the one-sided 95 % bootstrap bound of the paired change. Work counts FLOPs

@@ -18,9 +18,9 @@ from benchmarks.settings import Setting, plain
 
 RATIOS = (2, 3, 4, 5)
 STEPS = 50
-SCHEDULES = ((1, True), (3, True), (5, True), (3, False))
+SCHEDULES = ((1, True), (3, True), (5, True), (1, False))
 """First steps that are all computed, and whether the final one is."""
-THRESHOLDS = (0.03, 0.06, 0.1, 0.16, 0.24, 0.36)
+THRESHOLDS = (0.04, 0.08, 0.14, 0.22, 0.35)
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,13 @@ class Tried:
     work: float
 
 
-def limit(ratio: float, steps: int = STEPS) -> float:
-    """Most work at `ratio` times fewer computed steps: 1 / ratio and one step more."""
-    return 1 / ratio + 1 / steps
+def limit(ratio: float) -> float:
+    """Most work at `ratio` times fewer computed steps, as a fraction of the plain run's.
+
+    Three hundredths above 1 / ratio, for schedules that do not divide the run evenly and for what
+    skipped steps still run.
+    """
+    return 1 / ratio + 0.03
 
 
 def budget(ratio: float) -> int:
@@ -43,8 +47,8 @@ def budget(ratio: float) -> int:
 
 
 def within(work: float, ratio: float) -> bool:
-    """Whether `work` counts as `ratio` times fewer; 1 % of leeway for what skipped steps run."""
-    return work <= limit(ratio) + 0.01
+    """Whether `work` counts as `ratio` times fewer computed steps."""
+    return work <= limit(ratio) + 1e-9
 
 
 def best(tried: Iterable[Tried], ratio: float) -> Tried | None:
@@ -73,107 +77,98 @@ class Sweep:
         self._attempt, self._magnitudes = attempt, magnitudes
         self._sampler, self._spacings = sampler, spacings
 
-    def search(self, row: str, ratio: float) -> Tried | None:
-        """The best of all that is tried for `row` at `ratio`.
+    def choose(self, row: str, ratio: float) -> Setting | None:
+        """The best of all that is tried for `row` at `ratio`, None if none is within the limit.
 
         Raises:
             ValueError: there is no such row.
         """
         if row not in ROWS:
             raise ValueError(f"unknown row {row!r}; known: {', '.join(ROWS)}")
-        return best(ROWS[row](self, row, ratio), ratio)
+        candidates = ROWS[row](self, row, ratio)
+        if len(candidates) == 1:
+            return candidates[0]
+        found = best([self._attempt(setting) for setting in candidates], ratio)
+        return None if found is None else found.setting
 
-    def attempt(self, row: str, method: Method | peers.Peer | None, **fields: Any) -> Tried:
-        return self._attempt(Setting(row, method, **{"sampler": self._sampler, **fields}))
+    def output(self, row: str, ratio: float) -> list[Setting]:
+        """Ours on the output: schedules at order 1, then other forecasters at the best."""
+        tried = [self._of(row, _ours(ratio, warmup=w, last=end)) for w, end in SCHEDULES]
+        schedule = self._best(tried, ratio)
+        others = ((0, "taylor"), (2, "taylor"), (2, "newton"))
+        return tried + [self._of(row, replace(schedule, order=o, basis=b)) for o, b in others]
 
-    def output(self, row: str, ratio: float) -> list[Tried]:
-        """Ours on the output: warm-ups with and without the last step, then orders and bases."""
-        methods = [_ours(ratio, warmup=w, last=end) for w, end in SCHEDULES]
-        tried = [self.attempt(row, m) for m in methods]
-        schedule = _method(best(tried, ratio))
-        for order, basis in ((0, "taylor"), (2, "taylor"), (2, "newton")):
-            tried.append(self.attempt(row, replace(schedule, order=order, basis=basis)))
-        return tried
+    def inside(self, row: str, ratio: float) -> list[Setting]:
+        """Ours inside the model, at what is best on the output."""
+        method = self._best(self.output("TaylorSeer output", ratio), ratio)
+        return [self._of(row, replace(method, carrier=row.split()[-1]))]
 
-    def inside(self, row: str, ratio: float) -> list[Tried]:
-        """Ours inside the model, at the best schedule on the output."""
-        schedule = _method(best(self.output("TaylorSeer output", ratio), ratio))
-        carrier = row.split()[-1]
-        forecasts = dict.fromkeys([(1, "taylor"), (schedule.order, schedule.basis), (2, "taylor")])
-        methods = [replace(schedule, carrier=carrier, order=o, basis=b) for o, b in forecasts]
-        return [self.attempt(row, method) for method in methods]
-
-    def lite(self, row: str, ratio: float) -> list[Tried]:
+    def lite(self, row: str, ratio: float) -> list[Setting]:
         """diffusers' TaylorSeer on the output, searched like ours."""
-        methods = [_theirs(ratio, warmup=w, last=end) for w, end in SCHEDULES]
-        tried = [self.attempt(row, m) for m in methods]
-        schedule = _method(best(tried, ratio))
-        return tried + [self.attempt(row, replace(schedule, order=order)) for order in (0, 2)]
+        tried = [self._of(row, _theirs(ratio, warmup=w, last=end)) for w, end in SCHEDULES]
+        schedule = self._best(tried, ratio)
+        return tried + [self._of(row, replace(schedule, order=order)) for order in (0, 2)]
 
-    def modules(self, row: str, ratio: float) -> list[Tried]:
-        """diffusers' TaylorSeer on every module, at its best schedule on the output."""
-        schedule = _method(best(self.lite("diffusers TaylorSeer lite", ratio), ratio))
-        orders = dict.fromkeys([1, schedule.order, 2])
-        return [
-            self.attempt(row, replace(schedule, carrier="module", order=order)) for order in orders
-        ]
+    def modules(self, row: str, ratio: float) -> list[Setting]:
+        """diffusers' TaylorSeer on every module, at what is best on the output."""
+        method = self._best(self.lite("diffusers TaylorSeer lite", ratio), ratio)
+        return [self._of(row, replace(method, carrier="module"))]
 
-    def thresholds(self, row: str, ratio: float) -> list[Tried]:
+    def thresholds(self, row: str, ratio: float) -> list[Setting]:
         kind = FirstBlockCache if row == "FirstBlockCache" else peers.FirstBlockCache
-        return [self.attempt(row, kind(threshold=t)) for t in THRESHOLDS]
+        return [self._of(row, kind(threshold=t)) for t in THRESHOLDS]
 
-    def magcache(self, row: str, ratio: float) -> list[Tried]:
-        """Its thresholds with the published longest skips and retentions."""
+    def magcache(self, row: str, ratio: float) -> list[Setting]:
+        """Thresholds, longest skips and shares of first steps that are kept, as published."""
         ratios = self._magnitudes()
-        return [
-            self.attempt(row, peers.MagCache(ratios, threshold, skip, retention))
-            for retention in (0.1, 0.2)
-            for threshold, skip in ((0.06, 2), (0.12, 4), (0.5, 8))
-        ]
+        tried = ((0.06, 2, 0.2), (0.12, 4, 0.2), (0.12, 4, 0.1), (0.24, 6, 0.1), (0.5, 8, 0.1))
+        return [self._of(row, peers.MagCache(ratios, *fields)) for fields in tried]
 
-    def dbcache(self, row: str, ratio: float) -> list[Tried]:
+    def dbcache(self, row: str, ratio: float) -> list[Setting]:
         """cache-dit's F1B0 with TaylorSeer, by threshold."""
-        return [
-            self.attempt(row, peers.CacheDiT(threshold=t, warmup=3, order=1))
-            for t in (0.04, 0.08, 0.16, 0.24, 0.4, 0.8)
-        ]
+        tried = (0.04, 0.08, 0.16, 0.3, 0.6)
+        return [self._of(row, peers.CacheDiT(threshold=t, warmup=3, order=1)) for t in tried]
 
-    def masks(self, row: str, ratio: float) -> list[Tried]:
-        """cache-dit's own step masks, and ours, with its TaylorSeer."""
+    def masks(self, row: str, ratio: float) -> list[Setting]:
+        """cache-dit's own step masks, and an evenly spaced one, with its TaylorSeer."""
         import cache_dit
 
-        found = [
-            tuple(cache_dit.steps_mask(total_steps=STEPS, mask_policy=policy))
-            for policy in ("slow", "medium", "fast", "ultra")
-        ]
-        ours = _ours(ratio, warmup=3, last=True).policy
-        found.append(peers.mask([i for i in range(STEPS) if ours.computes(i, STEPS)], STEPS))
-        return [self.attempt(row, peers.CacheDiT(order=1, mask=mask)) for mask in found]
+        presets = ("slow", "medium", "fast", "ultra")
+        masks = [tuple(cache_dit.steps_mask(total_steps=STEPS, mask_policy=p)) for p in presets]
+        even = _ours(ratio, warmup=1, last=True).policy
+        masks.append(peers.mask([i for i in range(STEPS) if even.computes(i, STEPS)], STEPS))
+        fitting = [mask for mask in masks if within(sum(mask) / STEPS, ratio)]
+        return [self._of(row, peers.CacheDiT(order=1, mask=mask)) for mask in fitting]
 
-    def deepcache(self, row: str, ratio: float) -> list[Tried]:
+    def deepcache(self, row: str, ratio: float) -> list[Setting]:
         """Branches and intervals; ours also with the last step computed."""
-        package = row != "DeepCache"
-        kind = peers.DeepCache if package else DeepCache
-        tried = []
-        for branch in (0, 1, 2, 3):
-            for interval in (2, 3, 4, 5, 7, 10):
-                tried.append(self.attempt(row, kind(interval=interval, branch=branch)))
-                listed = tuple(sorted({*range(0, STEPS, interval), STEPS - 1}))
-                if not package:
-                    tried.append(self.attempt(row, DeepCache(branch=branch, steps=listed)))
-        return tried
+        found = []
+        for branch in (0, 1, 2):
+            for n in (2, 3, 4, 5, 7, 10):
+                if row != "DeepCache":
+                    found.append(self._of(row, peers.DeepCache(interval=n, branch=branch)))
+                    continue
+                listed = tuple(sorted({*range(0, STEPS, n), STEPS - 1}))
+                found.append(self._of(row, DeepCache(interval=n, branch=branch)))
+                found.append(self._of(row, DeepCache(branch=branch, steps=listed)))
+        return found
 
-    def fewer(self, row: str, ratio: float) -> list[Tried]:
+    def fewer(self, row: str, ratio: float) -> list[Setting]:
         """A plain solver with as few steps, its timesteps laid in each way it offers."""
         name = row.split(" with ")[0]
-        kind = self._sampler if name == "own" else name
-        return [
-            self._attempt(replace(plain(kind + spacing, budget(ratio)), row=row))
-            for spacing in self._spacings
-        ]
+        kind = self._sampler if name == settings.OWN else name
+        return [replace(plain(kind + s, budget(ratio)), row=row) for s in self._spacings]
+
+    def _of(self, row: str, method: Method | peers.Peer) -> Setting:
+        return Setting(row, method, self._sampler)
+
+    def _best(self, tried: list[Setting], ratio: float) -> Any:
+        found = best([self._attempt(setting) for setting in tried], ratio)
+        assert found is not None, "a schedule made for this ratio was not within its limit"
+        return found.setting.method
 
 
-Search = Callable[[Sweep, str, float], list[Tried]]
+Search = Callable[[Sweep, str, float], list[Setting]]
 ROWS: dict[str, Search] = {
     "TaylorSeer output": Sweep.output,
     "DeepCache": Sweep.deepcache,
@@ -237,8 +232,3 @@ def _theirs(ratio: float, **fields: Any) -> settings.TaylorSeer:
         if len(method.computed(STEPS)) <= budget(ratio):
             return method
     raise ValueError(f"no interval computes {ratio} times fewer of {STEPS} steps")
-
-
-def _method(found: Tried | None) -> Any:
-    assert found is not None, "a schedule made for this ratio was not within its limit"
-    return found.setting.method

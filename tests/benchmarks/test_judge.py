@@ -145,7 +145,7 @@ def test_table_ranks_and_picks_ours_only_where_adherence_holds(judge, tmp_path):
     assert best_of([type(found[0])(**{**vars(found[0]), "means": fallen})], 2) is None
     page = markdown(judge.cells, ["shapes-t2i"])
     assert "TaylorSeer(interval=3)" in page and "abababababab" in page
-    assert "2× (work at most 0.520): `TaylorSeer(interval=3)`" in page
+    assert "2× (work at most 0.530): `TaylorSeer(interval=3)`" in page
     assert table(found, "x").row_count == 3
     draw(found, "shapes-t2i", tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 10_000

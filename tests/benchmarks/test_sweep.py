@@ -33,14 +33,14 @@ def tried(score, work):
     return Tried(Setting("x"), score, work)
 
 
-def test_limit_allows_one_step_more_than_the_ratio():
-    assert [budget(r) for r in RATIOS] == [26, 17, 13, 11]
-    assert limit(2) == pytest.approx(26 / 50)
-    assert within(0.52, 2) and within(0.53, 2) and not within(0.54, 2)
+def test_limit_allows_a_little_more_than_the_ratio():
+    assert [budget(r) for r in RATIOS] == [26, 18, 14, 11]
+    assert limit(2) == pytest.approx(0.53)
+    assert within(0.53, 2) and not within(0.54, 2)
 
 
 def test_best_is_the_highest_score_within_the_limit():
-    all_of_them = [tried(50, 0.9), tried(30, 0.3), tried(40, 0.33), tried(20, 0.1)]
+    all_of_them = [tried(50, 0.9), tried(30, 0.3), tried(40, 0.36), tried(20, 0.1)]
     assert best(all_of_them, 3) is all_of_them[2]
     assert best(all_of_them, 5) is all_of_them[3]
     assert best(all_of_them[:1], 2) is None
@@ -50,8 +50,8 @@ def test_best_is_the_highest_score_within_the_limit():
 def test_schedules_use_the_budget_and_stay_within_it(ratio):
     bench = Bench(lambda s: 1.0)
     for row in ("TaylorSeer output", "diffusers TaylorSeer lite"):
-        assert bench.sweep.search(row, ratio) is not None
-    works = [bench.attempt(s).work * STEPS for s in list(bench.asked)]
+        assert bench.sweep.choose(row, ratio) is not None
+    works = [round(bench.attempt(s).work * STEPS) for s in list(bench.asked)]
     assert max(works) <= budget(ratio)
     assert max(works) >= budget(ratio) - 2
 
@@ -62,9 +62,9 @@ def test_forecasters_are_tried_at_the_best_schedule():
         return 10 * method.last + 5 * (method.warmup == 5) + (method.order == 2)
 
     bench = Bench(likes)
-    found = bench.sweep.search("TaylorSeer output", 3)
+    found = bench.sweep.choose("TaylorSeer output", 3)
     assert found is not None
-    method = found.setting.method
+    method = found.method
     assert (method.warmup, method.last, method.order) == (5, True, 2)
     assert {s.method.basis for s in bench.asked if s.method.order == 2} == {"taylor", "newton"}
     assert all(s.method.warmup == 5 for s in bench.asked if s.method.order != 1)
@@ -72,21 +72,21 @@ def test_forecasters_are_tried_at_the_best_schedule():
 
 def test_carriers_inside_the_model_take_the_schedule_of_the_output():
     bench = Bench(lambda s: 10 * s.method.last + 5 * (s.method.warmup == 1) + s.method.order)
-    output = bench.sweep.search("TaylorSeer output", 4)
-    inside = bench.sweep.search("TaylorSeer module", 4)
+    output = bench.sweep.choose("TaylorSeer output", 4)
+    inside = bench.sweep.choose("TaylorSeer module", 4)
     assert output is not None and inside is not None
-    assert inside.setting.method.carrier == "module"
+    assert inside.method.carrier == "module"
     for field in ("interval", "warmup", "last"):
-        assert getattr(inside.setting.method, field) == getattr(output.setting.method, field)
-    theirs = bench.sweep.search("diffusers TaylorSeer module", 4)
-    assert theirs is not None and theirs.setting.method.carrier == "module"
-    assert theirs.setting.method.computed(STEPS)[-1] == STEPS - 1
+        assert getattr(inside.method, field) == getattr(output.method, field)
+    theirs = bench.sweep.choose("diffusers TaylorSeer module", 4)
+    assert theirs is not None and theirs.method.carrier == "module"
+    assert theirs.method.computed(STEPS)[-1] == STEPS - 1
 
 
 def test_threshold_rows_try_the_same_thresholds_for_us_and_for_diffusers():
     bench = Bench(lambda s: 1.0)
     for row in ("FirstBlockCache", "diffusers FirstBlockCache"):
-        bench.sweep.search(row, 2)
+        bench.sweep.choose(row, 2)
     half = len(bench.asked) // 2
     ours, theirs = bench.asked[:half], bench.asked[half:]
     assert [s.method.threshold for s in ours] == [s.method.threshold for s in theirs]
@@ -96,18 +96,18 @@ def test_threshold_rows_try_the_same_thresholds_for_us_and_for_diffusers():
 
 def test_plain_solvers_get_the_same_number_of_steps_and_every_spacing():
     bench = Bench(lambda s: 1.0, spacings=("", ":trailing"))
-    bench.sweep.search("dpm++ with as few steps", 3)
-    assert [(s.sampler, s.steps) for s in bench.asked] == [("dpm++", 17), ("dpm++:trailing", 17)]
+    bench.sweep.choose("dpm++ with as few steps", 3)
+    assert [(s.sampler, s.steps) for s in bench.asked] == [("dpm++", 18), ("dpm++:trailing", 18)]
     euler = Bench(lambda s: 1.0, sampler="euler")
-    euler.sweep.search("own with as few steps", 5)
-    euler.sweep.search("TaylorSeer output", 5)
+    euler.sweep.choose("own with as few steps", 5)
+    euler.sweep.choose("TaylorSeer output", 5)
     assert {s.sampler for s in euler.asked} == {"euler"}
 
 
 def test_deepcache_and_its_package_are_tried_at_the_same_branches_and_intervals():
     bench = Bench(lambda s: 1.0)
-    bench.sweep.search("DeepCache", 2)
-    bench.sweep.search("DeepCache package", 2)
+    bench.sweep.choose("DeepCache", 2)
+    bench.sweep.choose("DeepCache package", 2)
     uniform = {
         by: {
             (s.method.branch, s.method.interval)
@@ -123,4 +123,4 @@ def test_deepcache_and_its_package_are_tried_at_the_same_branches_and_intervals(
 
 def test_an_unknown_row_is_named():
     with pytest.raises(ValueError, match="unknown row 'TeaCache'"):
-        Bench(lambda s: 1.0).sweep.search("TeaCache", 2)
+        Bench(lambda s: 1.0).sweep.choose("TeaCache", 2)
