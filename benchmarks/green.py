@@ -1,0 +1,39 @@
+"""No number while the test of what it times is red."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+TIMED = ("accel", "caching", "pipelines")
+"""Folders whose sources are what is timed (training and the shipped models' data are not)."""
+
+
+def sources() -> str:
+    """A digest of the code that is timed, so that a result tells which code it is of."""
+    found = hashlib.sha256()
+    for folder in TIMED:
+        for path in sorted((ROOT / folder).glob("*.py")):
+            found.update(path.name.encode() + path.read_bytes())
+    return found.hexdigest()[:12]
+
+
+def green(tests: Sequence[str]) -> dict[str, Any]:
+    """Run the tests at these paths; what passed, for the results.
+
+    Raises:
+        SystemExit: one of them is missing or red; its output is shown.
+    """
+    missing = [test for test in tests if not (ROOT / test).exists()]
+    if missing:
+        raise SystemExit(f"no test at {', '.join(missing)}, so there is no number")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if result.returncode:
+        raise SystemExit(f"{result.stdout}{result.stderr}\nred, so there is no number")
+    return {"passed": result.stdout.strip().splitlines()[-1], "tests": list(tests)}

@@ -1,0 +1,243 @@
+"""What does a computed step cost beside a plain one, and what does a skipped step cost at all?
+
+`python -m benchmarks.overhead` goes on where it stopped and writes results/overhead.{json,md}.
+Steps of the plain pipeline and of every method take turns in one process, one step at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+
+from benchmarks import page
+from benchmarks.cells import Cells
+from benchmarks.green import green, sources
+from benchmarks.models import SIZES, Subject, shipped
+from benchmarks.paired import Timings
+from benchmarks.rounds import rounds
+from benchmarks.stepping import Stepper
+from benchmarks.ways import SETTLE, STEPS, UNET, Way, ready, transformer, without_denoiser
+from benchmarks.work import WorkCounter
+
+RESULTS = Path(__file__).parent / "results"
+TESTS = ("tests/caching", "tests/test_contract.py", "tests/benchmarks/test_peers.py")
+HALF_WIDTH = 0.003
+GOALS = {"10 ms": 1.03, "30 ms": 1.01}
+NULL = "plain again"
+console = Console(width=150)
+
+
+def check(subject: Subject, ways: Sequence[Way], steps: int = STEPS) -> None:
+    """Every way computes, or skips, all that it should, by FLOPs counted at the leaf layers.
+
+    Raises:
+        AssertionError: one of them does not, and so would be timed doing something else.
+    """
+    plain = flops(subject, ready(subject.pipe, None), steps)
+    for way in ways:
+        computed = flops(subject, ready(subject.pipe, way.compute, steps), steps)
+        assert computed == plain, f"{way.by} {way.name} computes {computed / plain:.3f} of the work"
+        skipped = flops(subject, ready(subject.pipe, way.skip, steps), steps)
+        most = SETTLE / steps + (1 - SETTLE / steps) * 0.5
+        assert skipped <= most * plain, f"{way.by} {way.name} skips too little: {skipped / plain}"
+
+
+def flops(subject: Subject, pipe: Any, steps: int) -> int:
+    """FLOPs of the denoiser in one run of `pipe`, a twin of the subject's."""
+    with WorkCounter(getattr(pipe, subject.denoiser)) as work:
+        subject.run(pipe, steps)
+    return work.flops
+
+
+def measure(
+    subject: Subject, ways: Sequence[Way], *, limit_s: float, least: int = 30, steps: int = STEPS
+) -> dict[str, Any]:
+    """Computed steps against plain ones until all are sure or `limit_s` is over; skipped steps."""
+    pipe, load = subject.pipe, os.getloadavg()[0]
+    computing = {NULL: ready(pipe, None)}
+    computing |= {key(w): ready(pipe, w.compute, steps) for w in ways}
+    options = {"least": least, "most": 40 * least, "half_width": HALF_WIDTH, "limit_s": limit_s}
+    plain, found = turns(subject, ready(pipe, None), computing, steps, **options)
+    skipping = {key(w): ready(pipe, w.skip, steps) for w in ways}
+    floor = without_denoiser(pipe, subject.denoiser)
+    loop, skipped = turns(subject, floor, skipping, steps, least=least)
+    for name, way in skipped.items():
+        found[name]["skipped_s"] = way["cpu_s"]
+    return {"plain": plain, "loop": loop, "load": load, "ways": found}
+
+
+def turns(
+    subject: Subject, baseline: Any, others: dict[str, Any], steps: int, **options: Any
+) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
+    """Single steps of pipelines in turn, each in its own run: of the baseline, and of each other.
+
+    Seconds are medians; ratios are medians over pairs with their 95 % intervals. `ratio` is of
+    processor time, which decides when it is enough.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def stepper(pipe: Any) -> Stepper:
+            def run(callback: Any) -> object:
+                return subject.run(pipe, steps, callback_on_step_end=callback)
+
+            return stack.enter_context(Stepper(run, SETTLE))
+
+        first = stepper(baseline)
+        rest = {name: stepper(pipe) for name, pipe in others.items()}
+        timed = rounds(first.step, {n: s.step for n, s in rest.items()}, warmup=1, **options)
+    found = {}
+    for name, cpu in timed.items():
+        count = slice(1, 1 + len(cpu.ratios))  # without the warm-up
+        wall = Timings(tuple(first.wall_s[count]), tuple(rest[name].wall_s[count]))
+        kept, also = cpu.as_dict(), wall.interval()
+        found[name] = {
+            **{k: kept[k] for k in ("pairs", "ratio", "ratio_low", "ratio_high", "half_width")},
+            "wall_ratio": also.estimate,
+            "wall_ratio_low": also.low,
+            "wall_ratio_high": also.high,
+            "cpu_s": kept["second_s"],
+            "wall_s": float(np.median(wall.second_s)),
+        }
+    return {
+        k: float(np.median(v)) for k, v in (("cpu_s", first.cpu_s), ("wall_s", first.wall_s))
+    }, found
+
+
+def key(way: Way) -> str:
+    return f"{way.by}: {way.name}"
+
+
+COMPARED = ("model", "by", "method", "computed / plain", "95 %", "pairs", "by the wall")
+HEAD = (*COMPARED, "skipped step", "goal")
+
+
+def timed(cells: Cells) -> list[dict[str, Any]]:
+    """The cells that hold times; others hold what was needed for them."""
+    return [c for c in cells.cells.values() if c["fields"]["kind"] == "timed"]
+
+
+def rows(cells: Cells) -> list[list[str]]:
+    """Of the table: a model's plain step first, then the methods."""
+    found = []
+    goals = {key(w) for w in (*transformer(), *UNET) if w.goal}
+    for cell in timed(cells):
+        model, result = cell["fields"]["model"], cell["result"]
+        plain, loop = 1e3 * result["plain"]["cpu_s"], 1e3 * result["loop"]["cpu_s"]
+        named = f"plain step {plain:.1f} ms"
+        found.append([model, "", named, "1", "", "", "1", f"{loop:.2f} ms", ""])
+        most = next((g for size, g in GOALS.items() if size in model), None)
+        for name, way in result["ways"].items():
+            by, _, method = name.rpartition(": ")
+            verdict = ""
+            if most is not None and name in goals:
+                verdict = f"≤ {most}: {'met' if way['ratio'] <= most else 'missed'}"
+            found.append(
+                [
+                    model,
+                    by,
+                    method,
+                    f"{way['ratio']:.4f}",
+                    f"{way['ratio_low']:.4f}–{way['ratio_high']:.4f}",
+                    str(way["pairs"]),
+                    f"{way['wall_ratio']:.3f}",
+                    f"{1e3 * way['skipped_s']:.2f} ms" if "skipped_s" in way else "",
+                    verdict,
+                ]
+            )
+    return found
+
+
+INTRODUCTION = f"""# What the machinery costs
+
+Whole steps of real pipelines' loops (guidance, scheduler and callback included; Wan makes two calls
+a step), one step of each in turn, in shuffled order, in one process. *Computed / plain*: the median
+over pairs of the time of a step that is computed, with state updates on, over a plain one of the
+same round; the 95 % bootstrap interval of that median; pairs until its half-width is at most
+{HALF_WIDTH} or the time was over. Times are processor time of the one thread, which on a quiet
+machine is the wall's; the ratio *by the wall* stands beside it and shows what else was running.
+*plain again* is the plain pipeline against itself: what the measurement cannot tell from 1.
+*Skipped step*: the median time of a skipped step; on the plain line, of a step whose denoiser
+returns at once, the part that no method can save. The models beside the shipped ones have 16 random
+blocks.
+
+"""
+
+
+def write(cells: Cells) -> None:
+    """The table on the terminal and beside the results."""
+    shown = rows(cells)
+    console.print(page.terminal("overhead", HEAD, shown))
+    loads = ", ".join(f"{c['result']['load']:.1f}" for c in timed(cells))
+    text = INTRODUCTION + page.markdown(HEAD, shown) + page.provenance(cells)
+    text += f"- load average of the machine before each model: {loads}\n"
+    cells.path.with_suffix(".md").write_text(text)
+
+
+def main(
+    model: Annotated[list[str] | None, typer.Option(help="Which; all if none.")] = None,
+    video: Annotated[str | None, typer.Option(help="Folder of a shapes-t2v model.")] = None,
+    picture: Annotated[str | None, typer.Option(help="Folder of a shapes-t2i model.")] = None,
+    limit: Annotated[float, typer.Option(help="Seconds of computed steps a model.")] = 90,
+    tests: Annotated[bool, typer.Option("--tests/--skip-tests", help="While developing.")] = True,
+    prepare: Annotated[bool, typer.Option(help="Only run the tests; time nothing.")] = False,
+    report_only: Annotated[bool, typer.Option(help="Only write the table.")] = False,
+    out: Annotated[Path, typer.Option(help="Results; .md goes beside.")] = (
+        RESULTS / "overhead.json"
+    ),
+) -> None:
+    """Measure what is missing, then write the table."""
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", message=".*skipped nothing in this run.*")
+    cells, code = Cells(out), sources()
+    chosen = model or ["wan 30 ms", "flux 30 ms", "wan 10 ms", "flux 10 ms", "shapes-t2v"]
+    chosen += [] if model else ["wan 200 ms", "flux 200 ms", "shapes-t2i"]
+    todo = [m for m in chosen if not any(c["fields"]["model"] == m for c in timed(cells))]
+    if todo and not report_only:
+        passed = "skipped"
+        if tests:
+            passed = cells.run(lambda: green(TESTS), kind="tests", sources=code)["passed"]
+        for name in () if prepare else todo:
+            subject = load(name, {"shapes-t2v": video, "shapes-t2i": picture})
+            ways = UNET if subject.denoiser == "unet" else transformer()
+            check(subject, ways)
+            console.log(f"{name}: all compute and skip as they should; timing")
+            cells.run(
+                lambda s=subject, w=ways: measure(s, w, limit_s=limit),
+                kind="timed",
+                model=name,
+                steps=STEPS,
+                limit_s=limit,
+                sources=code,
+                tests=passed,
+            )
+    write(cells)
+
+
+def load(name: str, folders: dict[str, str | None]) -> Subject:
+    """A random model of a size, or a shipped one, from its own folder or another."""
+    if name in SIZES:
+        return SIZES[name]()
+    if name not in folders:
+        known = ", ".join([*SIZES, *folders])
+        raise SystemExit(f"unknown model {name!r}; known: {known}")
+    from diffusers import DiffusionPipeline
+
+    from accel.pipelines import tiny
+
+    folder = folders[name]
+    if folder is None:
+        return shipped(tiny.load(name), name)
+    return shipped(DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32), name)
+
+
+if __name__ == "__main__":
+    typer.run(main)

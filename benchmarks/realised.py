@@ -1,0 +1,307 @@
+"""How much of the speed-up that the counted work allows does a whole denoising loop realise?
+
+`python -m benchmarks.realised` goes on where it stopped and writes results/realised.{json,md}.
+`--prepare` only chooses settings and counts work, which needs no quiet machine.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+
+from accel.caching import FirstBlockCache, TaylorSeer
+from accel.caching.policies import schedule
+from accel.method import Method
+from accel.plan import describe
+from benchmarks import page, peers
+from benchmarks.cells import Cells
+from benchmarks.green import green, sources
+from benchmarks.models import Subject
+from benchmarks.overhead import RESULTS, TESTS, flops, load, timed
+from benchmarks.paired import Timings
+from benchmarks.rounds import rounds
+from benchmarks.ways import STEPS, ready
+
+TARGETS = (12, 17, 10, 25)  # computed steps of STEPS, the most telling first
+MODELS = ("wan 200 ms", "flux 200 ms")
+PAIRS = 5
+GOAL = 0.97
+console = Console(width=150)
+
+
+def static(make: Callable[[int, int], Any], computed: Callable[[Any], int], target: int) -> Any:
+    """The setting `make(interval, warmup)` that computes `target` steps, with the most warm-up.
+
+    Raises:
+        ValueError: no interval and warm-up give that many.
+    """
+    for warmup in (3, 2, 1, 4, 5):
+        for interval in range(1, STEPS):
+            setting = make(interval, warmup)
+            if computed(setting) == target:
+                return setting
+    raise ValueError(f"no interval computes {target} of {STEPS} steps")
+
+
+def magcache(target: int) -> peers.MagCache:
+    """MagCache told to skip as often as its longest skip allows, so that `target` are computed."""
+
+    def count(longest: int, kept: int) -> int:
+        return kept + (STEPS - kept) // (longest + 1)
+
+    for kept in (3, 2, 1, 4, 5):
+        for longest in range(1, STEPS):
+            if count(longest, kept) == target:
+                ones = (1.0,) * STEPS
+                return peers.MagCache(ones, 1e9, max_skip=longest, retention=kept / STEPS)
+    raise ValueError(f"no longest skip computes {target} of {STEPS} steps")
+
+
+def ways(target: int, threshold: float) -> dict[str, Method | peers.Peer]:
+    """Every method set to compute `target` of the steps, by name."""
+
+    def ours(carrier: Any) -> TaylorSeer:
+        return static(
+            lambda n, w: TaylorSeer(n, warmup=w, carrier=carrier),
+            lambda m: len(schedule(m.policy, STEPS)),
+            target,
+        )
+
+    kept = schedule(ours("output").policy, STEPS)
+    return {
+        "ours: TaylorSeer output": ours("output"),
+        "ours: TaylorSeer hidden": ours("hidden"),
+        "ours: FirstBlockCache": FirstBlockCache(threshold),
+        "diffusers: TaylorSeer lite": static(
+            lambda n, w: peers.TaylorSeer(n, warmup=w), lambda p: len(p.computed(STEPS)), target
+        ),
+        "diffusers: FirstBlockCache": peers.FirstBlockCache(threshold),
+        "diffusers: MagCache": magcache(target),
+        "cache-dit: DBCache F1B0 step mask": peers.CacheDiT(mask=peers.mask(kept, STEPS)),
+    }
+
+
+def residuals(subject: Subject) -> list[list[torch.Tensor]]:
+    """What the first block adds in a plain run: by branch, in the order of calls, then by step."""
+    pipe, found = peers.twin(subject.pipe), []
+    denoiser = getattr(pipe, subject.denoiser)
+    blocks = next(c for c in denoiser.children() if isinstance(c, torch.nn.ModuleList))
+
+    def keep(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        before = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        found.append((out[1] if isinstance(out, tuple) else out) - before)
+
+    blocks[0].register_forward_hook(keep, with_kwargs=True)
+    subject.run(pipe, STEPS)
+    return [found[branch :: subject.calls] for branch in range(subject.calls)]
+
+
+def computed(branches: list[list[torch.Tensor]], threshold: float) -> float:
+    """Steps, mean over branches, that FirstBlockCache computes if they see these residuals."""
+    count = 0
+    for steps in branches:
+        reference: torch.Tensor | None = None
+        for step in steps:
+            if reference is not None:
+                change = (step - reference).abs().mean() / reference.abs().mean()
+            if reference is None or change >= threshold:
+                reference, count = step, count + 1
+    return count / len(branches)
+
+
+def threshold(branches: list[list[torch.Tensor]], target: int) -> float:
+    """FirstBlockCache's threshold at which nearest to `target` steps of a run are computed.
+
+    Searched on the residuals of a plain run; what a run at it computes is counted afterwards.
+    """
+    low, high = 1e-6, 10.0
+    for _ in range(30):
+        middle = float(np.sqrt(low * high))
+        low, high = (middle, high) if computed(branches, middle) > target else (low, middle)
+    return min((low, high), key=lambda t: abs(computed(branches, t) - target))
+
+
+class Loop:
+    """A pipeline whose denoising loop is timed, from the progress bar on to the end of the call.
+
+    Attributes:
+        wall_s, cpu_s: seconds of every loop so far.
+    """
+
+    def __init__(self, subject: Subject, setting: Method | peers.Peer | None) -> None:
+        self.wall_s: list[float] = []
+        self.cpu_s: list[float] = []
+        self._subject, self._begin = subject, (0.0, 0.0)
+        self.pipe = ready(subject.pipe, setting)
+        kind, loop = type(self.pipe), self  # the twin's own class
+        bar, free = kind.progress_bar, kind.maybe_free_model_hooks
+
+        def begin(self: Any, *args: Any, **kwargs: Any) -> Any:
+            loop._begin = time.perf_counter(), time.process_time()
+            return bar(self, *args, **kwargs)
+
+        def end(self: Any) -> None:
+            free(self)
+            loop.wall_s.append(time.perf_counter() - loop._begin[0])
+            loop.cpu_s.append(time.process_time() - loop._begin[1])
+
+        kind.progress_bar, kind.maybe_free_model_hooks = begin, end
+
+    def __call__(self) -> float:
+        self._subject.run(self.pipe, STEPS)
+        return self.cpu_s[-1]
+
+
+def measure(
+    subject: Subject, settings: dict[str, Method | peers.Peer], work: dict[str, float]
+) -> dict[str, Any]:
+    """Loops of every setting against plain ones, in turn; `work` is each one's counted share."""
+    load_before = os.getloadavg()[0]
+    plain, loops = Loop(subject, None), {n: Loop(subject, s) for n, s in settings.items()}
+    taken = rounds(plain, loops, least=PAIRS, warmup=0)
+    found = {}
+    for name, cpu in taken.items():
+        wall = Timings(tuple(plain.wall_s), tuple(loops[name].wall_s))
+        faster, walls, share = cpu.interval(), wall.interval(), work[name]
+        setting = settings[name]
+        found[name] = {
+            "setting": describe(setting) if isinstance(setting, Method) else setting.describe(),
+            "work": share,
+            "bound": 1 / share,
+            "speedup": 1 / faster.estimate,
+            "speedup_low": 1 / faster.high,
+            "speedup_high": 1 / faster.low,
+            "realised": share / faster.estimate,
+            "wall_speedup": 1 / walls.estimate,
+            "wall_realised": share / walls.estimate,
+            "pairs": len(cpu.ratios),
+        }
+    medians = {"plain_cpu_s": plain.cpu_s, "plain_wall_s": plain.wall_s}
+    return {k: float(np.median(v)) for k, v in medians.items()} | {
+        "load": load_before,
+        "ways": found,
+    }
+
+
+HEAD = ("model", "computed", "by", "method", "bound", "speed-up", "95 %", "realised", "by the wall")
+
+
+def rows(cells: Cells) -> list[list[str]]:
+    """Of the table."""
+    found = []
+    for cell in timed(cells):
+        for name, way in cell["result"]["ways"].items():
+            by, _, method = name.rpartition(": ")
+            found.append(
+                [
+                    cell["fields"]["model"],
+                    f"{cell['fields']['target']} of {STEPS}",
+                    by,
+                    method,
+                    f"{way['bound']:.3f}",
+                    f"{way['speedup']:.3f}",
+                    f"{way['speedup_low']:.3f}–{way['speedup_high']:.3f}",
+                    f"{way['realised']:.3f}",
+                    f"{way['wall_realised']:.3f}",
+                ]
+            )
+    return found
+
+
+INTRODUCTION = f"""# How much of the bound is realised
+
+Denoising loops of {STEPS} steps, guidance and scheduler included: the plain pipeline and every
+method take turns in one process, {PAIRS} times each, in shuffled order. *Bound*: FLOPs of the plain
+loop over those of the accelerated one, counted at the leaf layers in a run that is not timed.
+*Speed-up*: median over pairs of processor time of the one thread, with its 95 % interval.
+*Realised*: speed-up over bound; *by the wall*: the same of wall time, which shows what else was
+running. Goal: at least {GOAL}. Every method computes the same number of steps; where it decides by
+threshold, the threshold is searched for that number. The models have 16 random blocks. cache-dit
+always computes the first block, so its bound is lower at the same number of steps.
+
+"""
+
+
+def write(cells: Cells) -> None:
+    """The table on the terminal and beside the results."""
+    shown = rows(cells)
+    console.print(page.terminal("realised", HEAD, shown))
+    found = [cell["result"] for cell in timed(cells)]
+    plain = ", ".join(f"{1e3 * r['plain_cpu_s'] / STEPS:.0f}" for r in found)
+    text = INTRODUCTION + page.markdown(HEAD, shown) + page.provenance(cells)
+    text += f"- plain milliseconds a step, by group: {plain}\n"
+    loads = ", ".join(f"{r['load']:.1f}" for r in found)
+    text += f"- load average before each group: {loads}\n"
+    cells.path.with_suffix(".md").write_text(text)
+
+
+def main(
+    model: Annotated[list[str] | None, typer.Option(help="Which; wan and flux if none.")] = None,
+    target: Annotated[list[int] | None, typer.Option(help="Computed steps.")] = None,
+    video: Annotated[str | None, typer.Option(help="Folder of a shapes-t2v model.")] = None,
+    prepare: Annotated[bool, typer.Option(help="Settings and work only; time nothing.")] = False,
+    minutes: Annotated[float, typer.Option(help="Begin no group after this long.")] = 1e9,
+    tests: Annotated[bool, typer.Option("--tests/--skip-tests", help="While developing.")] = True,
+    report_only: Annotated[bool, typer.Option(help="Only write the table.")] = False,
+    out: Annotated[Path, typer.Option(help="Results; .md goes beside.")] = (
+        RESULTS / "realised.json"
+    ),
+) -> None:
+    """Measure what is missing, then write the table."""
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", message=".*skipped nothing in this run.*")
+    cells, until = Cells(out), time.monotonic() + 60 * minutes
+    passed = "skipped"
+    if tests and not report_only:
+        passed = cells.run(lambda: green(TESTS), kind="tests", sources=sources())["passed"]
+    subjects: dict[str, Subject] = {}
+    for count in () if report_only else target or TARGETS:
+        for name in model or MODELS:
+            done = any(
+                (c["fields"]["model"], c["fields"]["target"]) == (name, count) for c in timed(cells)
+            )
+            if done or time.monotonic() > until:
+                continue
+            subject = subjects.setdefault(name, load(name, {"shapes-t2v": video}))
+            settings, work = prepared(subject, count, cells)
+            console.log(f"{name}, {count} of {STEPS}: settings and work known")
+            if not prepare:
+                cells.run(
+                    lambda s=subject, w=settings, k=work: measure(s, w, k),
+                    kind="timed",
+                    model=name,
+                    target=count,
+                    sources=sources(),
+                    tests=passed,
+                )
+    write(cells)
+
+
+def prepared(
+    subject: Subject, target: int, cells: Cells
+) -> tuple[dict[str, Method | peers.Peer], dict[str, float]]:
+    """Settings for `target` computed steps, and the share of the plain work that each does."""
+    fields = {"model": subject.name, "target": target}
+    limit = cells.run(lambda: threshold(subject, target), kind="threshold", **fields)
+    settings = ways(target, limit["threshold"])
+
+    def count() -> dict[str, float]:
+        plain = flops(subject, ready(subject.pipe, None), STEPS)
+        return {
+            n: flops(subject, ready(subject.pipe, s), STEPS) / plain for n, s in settings.items()
+        }
+
+    return settings, cells.run(count, kind="work", model=subject.name, target=target)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,181 @@
+"""What the two speed benchmarks time, checked on micro models; no time is asserted."""
+
+import json
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from accel.caching import FirstBlockCache, TaylorSeer
+from accel.caching.policies import schedule
+from benchmarks import overhead, peers, realised
+from benchmarks.cells import Cells
+from benchmarks.green import green, sources
+from benchmarks.models import Subject, flux, wan
+from benchmarks.ways import STEPS, UNET, Way, ready, transformer, without_denoiser
+from tests.tiny_pipelines import make
+from tests.tiny_pipelines.text import WIDTH
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*skipped nothing.*")
+SHORT = 12
+
+
+@pytest.fixture(scope="module")
+def tiny_wan():
+    return wan("wan 10 ms", 2, 12, 24, 1, 4, blocks=3)
+
+
+@pytest.fixture(scope="module")
+def tiny_flux():
+    return flux("flux 30 ms", 2, 16, 2, blocks=4)
+
+
+@pytest.fixture(scope="module")
+def tiny_sd():
+    arguments = {
+        "prompt_embeds": torch.zeros(1, 77, WIDTH),
+        "negative_prompt_embeds": torch.ones(1, 77, WIDTH),
+        "height": 64,
+        "width": 64,
+    }
+    pipe = make("sd")
+    pipe.set_progress_bar_config(disable=True)
+    return Subject("sd", pipe, 9, 1, arguments)
+
+
+def test_every_way_computes_and_skips_what_it_should(tiny_wan, tiny_flux, tiny_sd):
+    pytest.importorskip("cache_dit")
+    overhead.check(tiny_wan, transformer(SHORT), SHORT)
+    overhead.check(tiny_flux, transformer(SHORT), SHORT)
+    pytest.importorskip("DeepCache")
+    overhead.check(tiny_sd, UNET, SHORT)
+
+
+def test_a_way_that_does_something_else_is_found_out(tiny_wan):
+    never, always = TaylorSeer(interval=50), TaylorSeer(interval=1)
+    with pytest.raises(AssertionError, match="ours wrong computes 0\\."):
+        overhead.check(tiny_wan, [Way("wrong", "ours", never, never)], SHORT)
+    with pytest.raises(AssertionError, match="ours wrong skips too little"):
+        overhead.check(tiny_wan, [Way("wrong", "ours", always, always)], SHORT)
+
+
+def test_computed_steps_keep_state(tiny_wan):
+    for way in transformer(SHORT):
+        if way.by == "ours":
+            pipe = ready(tiny_wan.pipe, way.compute)
+            tiny_wan.run(pipe, SHORT)
+            report = pipe.acceleration.report()
+            assert report.bytes_held > 0 and {row.action for row in report.rows} == {"computed"}
+
+
+def test_without_its_denoiser_a_loop_still_runs(tiny_wan, tiny_sd):
+    for subject in (tiny_wan, tiny_sd):
+        pipe = without_denoiser(subject.pipe, subject.denoiser)
+        assert subject.run(pipe, 3).shape == subject.run(subject.pipe, 3).shape
+        assert overhead.flops(subject, pipe, 3) == 0
+
+
+def test_measure_and_table(tiny_wan, tmp_path):
+    cells = Cells(tmp_path / "overhead.json")
+    some = [way for way in transformer(SHORT) if way.name in ("TaylorSeer output", "MagCache")]
+    result = cells.run(
+        lambda: overhead.measure(tiny_wan, some, limit_s=5, least=3, steps=SHORT),
+        kind="timed",
+        model=tiny_wan.name,
+        sources="0123456789ab",
+    )
+    assert set(result["ways"]) == {"plain again", "ours: TaylorSeer output", "diffusers: MagCache"}
+    for name, way in result["ways"].items():
+        assert way["pairs"] >= 3 and way["ratio_low"] <= way["ratio"] <= way["ratio_high"]
+        assert ("skipped_s" in way) == (name != "plain again")
+    overhead.write(cells)
+    page = cells.path.with_suffix(".md").read_text()
+    assert "| wan 10 ms | ours | TaylorSeer output |" in page and "0123456789ab" in page
+    assert page.count("≤ 1.03") == 1
+
+
+def test_settings_that_compute_as_many_steps():
+    for target in realised.TARGETS:
+        found = realised.ways(target, 0.1)
+        ours, lite = found["ours: TaylorSeer output"], found["diffusers: TaylorSeer lite"]
+        assert len(schedule(ours.policy, STEPS)) == len(lite.computed(STEPS)) == target
+        assert sum(found["cache-dit: DBCache F1B0 step mask"].mask) == target
+    with pytest.raises(ValueError, match="computes 49 of 50"):
+        realised.static(lambda n, w: (n, w), lambda _: 0, 49)
+
+
+def test_counted_work_of_every_way_is_that_of_its_steps(tiny_wan):
+    pytest.importorskip("cache_dit")
+    plain = overhead.flops(tiny_wan, ready(tiny_wan.pipe, None), STEPS)
+    for name, setting in realised.ways(12, 1e9).items():
+        share = overhead.flops(tiny_wan, ready(tiny_wan.pipe, setting), STEPS) / plain
+        if "output" in name:
+            assert share == pytest.approx(12 / STEPS)
+        elif "FirstBlockCache" not in name:
+            assert 12 / STEPS < share < 12 / STEPS + 0.5 * 38 / STEPS, name
+
+
+def test_threshold_is_searched_for_the_steps_wanted(tiny_wan):
+    branches = realised.residuals(tiny_wan)
+    assert [len(steps) for steps in branches] == [STEPS, STEPS]
+    assert realised.computed(branches, 0.0) == STEPS and realised.computed(branches, 1e9) == 1
+    limit = realised.threshold(branches, 20)
+    pipe = ready(tiny_wan.pipe, FirstBlockCache(limit))
+    tiny_wan.run(pipe, STEPS)
+    evaluated = sum(row.action == "computed" for row in pipe.acceleration.report().rows)
+    assert abs(evaluated / 2 - 20) <= 4
+
+
+def test_residuals_decide_as_counted_by_hand():
+    steps = [torch.tensor([v]) for v in (1.0, 1.2, 1.4, 1.6, 2.2, 2.3)]
+    # against the last computed: .2 .4* | .14 .57* | .05  -> 0, 2, 4
+    assert realised.computed([steps], 0.3) == 3
+    assert realised.computed([steps, steps[:1]], 0.3) == 2
+
+
+def test_loops_in_turn_and_table(tiny_flux, tmp_path, monkeypatch):
+    monkeypatch.setattr(realised, "PAIRS", 2)
+    cells = Cells(tmp_path / "realised.json")
+    settings = {"ours: TaylorSeer output": TaylorSeer(5), "diffusers: X": peers.TaylorSeer()}
+    work = {"ours: TaylorSeer output": 0.24, "diffusers: X": 0.3}
+    result = cells.run(
+        lambda: realised.measure(tiny_flux, settings, work),
+        kind="timed",
+        model="flux",
+        target=12,
+        sources=sources(),
+    )
+    way = result["ways"]["ours: TaylorSeer output"]
+    assert way["bound"] == pytest.approx(1 / 0.24) and way["pairs"] == 2
+    assert way["realised"] == pytest.approx(way["speedup"] * 0.24)
+    realised.write(cells)
+    assert "| flux | 12 of 50 | ours | TaylorSeer output | 4.167 |" in (
+        cells.path.with_suffix(".md").read_text()
+    )
+
+
+def test_no_number_while_tests_are_red(tmp_path):
+    red = tmp_path / "test_red.py"
+    red.write_text("def test_red():\n    assert False\n")
+    with pytest.raises(SystemExit, match="red, so there is no number"):
+        green([str(red)])
+    with pytest.raises(SystemExit, match="no test at"):
+        green([str(tmp_path / "missing.py")])
+    red.write_text("def test_green():\n    pass\n")
+    assert green([str(red)])["passed"].startswith("1 passed")
+
+
+@pytest.mark.parametrize("benchmark", [overhead, realised])
+def test_reports_again_without_measuring(benchmark, tmp_path):
+    out = tmp_path / "results.json"
+    out.write_text(json.dumps({"environments": [], "cells": {}}))
+    app = typer.Typer()
+    app.command()(benchmark.main)
+    result = CliRunner().invoke(app, ["--report-only", "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    assert "| model |" in out.with_suffix(".md").read_text()
+
+
+def test_shared_settings_are_not_changed():
+    assert FirstBlockCache(0.0) == next(w.compute for w in transformer(SHORT) if "First" in w.name)
