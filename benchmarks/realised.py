@@ -290,12 +290,16 @@ def prepared(
     subject: Subject, target: int, cells: Cells
 ) -> tuple[dict[str, Method | peers.Peer], dict[str, float]]:
     """Settings for `target` computed steps, and the share of the plain work that each does."""
-    fields = {"model": subject.name, "target": target}
-    limit = cells.run(lambda: threshold(subject, target), kind="threshold", **fields)
-    settings = ways(target, limit["threshold"])
+
+    def search() -> dict[str, float]:
+        branches = residuals(subject)
+        return {str(t): threshold(branches, t) for t in TARGETS}
+
+    limits = cells.run(search, kind="thresholds", model=subject.name)
+    settings = ways(target, limits[str(target)])
 
     def count() -> dict[str, float]:
-        plain = flops(subject, ready(subject.pipe, None), STEPS)
+        plain = STEPS * flops(subject, ready(subject.pipe, None), 2) / 2
         return {
             n: flops(subject, ready(subject.pipe, s), STEPS) / plain for n, s in settings.items()
         }

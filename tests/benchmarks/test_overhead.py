@@ -134,6 +134,15 @@ def test_residuals_decide_as_counted_by_hand():
     assert realised.computed([steps, steps[:1]], 0.3) == 2
 
 
+def test_settings_and_work_are_found_once(tiny_wan, tmp_path, monkeypatch):
+    monkeypatch.setattr(realised, "TARGETS", (12, 25))
+    cells = Cells(tmp_path / "realised.json")
+    settings, work = realised.prepared(tiny_wan, 25, cells)
+    assert settings.keys() == work.keys() and all(0.4 < share < 0.75 for share in work.values())
+    monkeypatch.setattr(realised, "flops", None)
+    assert realised.prepared(tiny_wan, 25, cells) == (settings, work)
+
+
 def test_loops_in_turn_and_table(tiny_flux, tmp_path, monkeypatch):
     monkeypatch.setattr(realised, "PAIRS", 2)
     cells = Cells(tmp_path / "realised.json")
