@@ -3,13 +3,16 @@
     python -m accel.pipelines.tiny.evaluate shapes-t2v --out evaluation.json
 
 Caption i is that of a held-out scene drawn with seed (FIRST_SEED, i), its noise has seed
-FIRST_SEED + i whatever the batch size. Every finished batch is kept beside the result (`.jsonl`);
-running the command again goes on from there.
+FIRST_SEED + i whatever the batch size. Every finished sample is kept beside the result (`.jsonl`);
+running the command again goes on from there, and several processes started with different `--first`
+share the work. Sleeps while the file named by the environment variable `ACCEL_PAUSE_FILE` exists.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +80,20 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, float]:
     return {**result, "n": len(rows)}
 
 
+def _read(kept: Path, options: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """Finished samples by index."""
+    rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    if any(row["options"] != options for row in rows):
+        raise typer.BadParameter(f"{kept} holds samples made with other options; move it away")
+    return {row["index"]: row for row in rows}
+
+
+def _wait_while_paused() -> None:
+    pause = os.environ.get("ACCEL_PAUSE_FILE")
+    while pause and os.path.exists(pause):
+        time.sleep(1)
+
+
 def main(
     model: str = typer.Argument(..., help=f"A shipped model ({', '.join(NAMES)}) or a folder."),
     out: Path = typer.Option(Path("evaluation.json"), help="Where the result goes."),
@@ -84,6 +101,7 @@ def main(
     steps: int = typer.Option(50, min=1),
     guidance: float | None = typer.Option(None, help="Guidance scale, if not the model's own."),
     batch_size: int = typer.Option(10, min=1),
+    first: int = typer.Option(0, min=0, help="Index to begin with, going round."),
 ) -> None:
     """Write attributes, all_right, n, autoencoder_psnr and the settings to OUT."""
     pipe = load(model) if model in NAMES else DiffusionPipeline.from_pretrained(model)
@@ -93,26 +111,26 @@ def main(
     options |= {} if guidance is None else {"guidance_scale": guidance}
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     pipe.set_progress_bar_config(disable=True)
-    done = out.with_suffix(".jsonl")
-    rows = [json.loads(line) for line in done.read_text().splitlines()] if done.exists() else []
-    if any(row["options"] != options for row in rows):
-        raise typer.BadParameter(f"{done} holds samples made with other options; move it away")
     prompts = [caption(scene) for scene in heldout(n, moving)]
-    bar = tqdm(total=n, initial=len(rows), unit="sample")
-    while len(rows) < n:
-        chosen = list(range(len(rows), min(n, len(rows) + batch_size)))
-        texts = [prompts[i] for i in chosen]
-        samples = generate(pipe, texts, [FIRST_SEED + i for i in chosen], **options)
-        for text, frames in zip(texts, samples, strict=True):
-            share, whole = adherence(frames if moving else frames[0], text)
-            row = {"caption": text, "attributes": share, "all_right": whole, "options": options}
-            rows.append(row)
-            with done.open("a") as lines:
-                lines.write(json.dumps(row) + "\n")
-        bar.update(len(chosen))
+    order = [(first + i) % n for i in range(n)]
+    kept = out.with_suffix(".jsonl")
+    bar = tqdm(total=n, unit="sample")
+    while chosen := [i for i in order if i not in _read(kept, options)][:batch_size]:
+        _wait_while_paused()
+        samples = generate(
+            pipe, [prompts[i] for i in chosen], [FIRST_SEED + i for i in chosen], **options
+        )
+        for i, frames in zip(chosen, samples, strict=True):
+            share, whole = adherence(frames if moving else frames[0], prompts[i])
+            row = {"index": i, "caption": prompts[i], "attributes": share, "all_right": whole}
+            with kept.open("a") as lines:
+                lines.write(json.dumps(row | {"options": options}) + "\n")
+        rows = [row for i, row in sorted(_read(kept, options).items()) if i < n]
+        bar.update(len(rows) - bar.n)
         bar.set_postfix(summary(rows), refresh=False)
+    rows = [row for i, row in sorted(_read(kept, options).items()) if i < n]
     psnr = round(autoencoder_psnr(pipe, moving), 2)
-    result = {**summary(rows[:n]), "autoencoder_psnr": psnr, "options": options}
+    result = {**summary(rows), "autoencoder_psnr": psnr, "options": options}
     out.write_text(json.dumps(result, indent=2) + "\n")
     typer.echo(json.dumps(result))
 
