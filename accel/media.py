@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 MIN_HEIGHT = 256
 GAP = 8
-BAR = "#15181d"
+BAR = "#2b313c"
 TEXT = "#f2f4f7"
 
 
