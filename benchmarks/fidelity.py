@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -70,6 +71,12 @@ class Bench:
                 found = self._sweep.choose(row, ratio)
                 if found is not None:
                     self.chosen[row, ratio] = found
+
+    def adopt(self, other: Bench) -> None:
+        """Take the settings that another solver's sweep chose, instead of a sweep."""
+        for (row, ratio), setting in other.chosen.items():
+            if row in self._order:
+                self.chosen[row, ratio] = replace(setting, sampler=self._judge.sampler)
 
     def evaluate(self, count: int) -> None:
         """Judge the chosen settings on `count` samples."""
@@ -145,7 +152,7 @@ def main(
             bench.evaluate(samples)
             if model.moving:
                 euler = Bench(make(sampler="euler"), EULER, chosen, until)
-                euler.sweep()
+                euler.adopt(bench)
                 euler.evaluate(samples)
             bench.widen(cells, samples, many)
     except OutOfTime:

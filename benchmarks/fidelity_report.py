@@ -250,5 +250,5 @@ sample's in brackets and the one-sided 95 % bootstrap bound of the paired change
 of linear, convolution and attention products that really ran in the denoiser, for everyone alike.
 Speed-up is the median over rounds in which the plain sampler and all settings of a ratio run turn
 about, with its 95 % interval. Settings may have been chosen on an earlier checkpoint; each sweep
-cell names it.
+cell names it. With flow Euler the settings are those chosen with the solver the model ships with.
 """

@@ -141,16 +141,16 @@ class Sweep:
         return [self._of(row, peers.CacheDiT(order=1, mask=mask)) for mask in fitting]
 
     def deepcache(self, row: str, ratio: float) -> list[Setting]:
-        """Branches and intervals; ours also with the last step computed."""
+        """Branches and intervals; ours also with full steps that lie denser early."""
         found = []
-        for branch in (0, 1, 2):
+        for branch in (0, 1):
             for n in (2, 3, 4, 5, 7, 10):
                 if row != "DeepCache":
                     found.append(self._of(row, peers.DeepCache(interval=n, branch=branch)))
                     continue
-                listed = tuple(sorted({*range(0, STEPS, n), STEPS - 1}))
                 found.append(self._of(row, DeepCache(interval=n, branch=branch)))
-                found.append(self._of(row, DeepCache(branch=branch, steps=listed)))
+                early = {int(STEPS * (i * n / STEPS) ** 1.5) for i in range(-(-STEPS // n))}
+                found.append(self._of(row, DeepCache(branch=branch, steps=tuple(sorted(early)))))
         return found
 
     def fewer(self, row: str, ratio: float) -> list[Setting]:

@@ -118,7 +118,7 @@ def test_deepcache_and_its_package_are_tried_at_the_same_branches_and_intervals(
     }
     assert uniform[True] == uniform[False]
     listed = [s.method.steps for s in bench.asked if getattr(s.method, "steps", None)]
-    assert listed and all(steps[0] == 0 and steps[-1] == STEPS - 1 for steps in listed)
+    assert listed and all(steps[0] == 0 and steps[1] < STEPS / len(steps) for steps in listed)
 
 
 def test_an_unknown_row_is_named():
