@@ -88,7 +88,7 @@ class Recorder:
     def _end(self, run: Run) -> None:
         self._marks["end"] = self._now()
         self._bytes = sum(held() for held in self.holders)
-        self._complete = run.index >= run.total > 0
+        self._complete = run.index >= run.total > 0 and not run.failed
         if not self._complete:
             return
         used = {call.skipped for call in self._calls}

@@ -66,8 +66,10 @@ class Report:
         return list(dict.fromkeys(row.branch for row in self.rows))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; a noise level that is infinite becomes None."""
+        """Plain values for JSON; an infinite bound or noise level becomes None."""
         values = {**dataclasses.asdict(self), "bound": self.bound}
+        if not math.isfinite(self.bound):
+            values["bound"] = None
         for row in values["rows"]:
             if row["sigma"] is not None and not math.isfinite(row["sigma"]):
                 row["sigma"] = None

@@ -67,6 +67,7 @@ class Run(Scope):
     thread: threading.Thread = field(default_factory=threading.current_thread)
     index: int = 0
     calls: dict[tuple[str, str], int] = field(default_factory=dict)
+    failed: bool = False
 
 
 class StepClock:
@@ -245,6 +246,7 @@ class Bar:
         return self
 
     def __exit__(self, *exception: Any) -> Any:
+        self._run.failed = exception[0] is not None
         self._clock.end(self._run)
         return self._inner.__exit__(*exception)
 
