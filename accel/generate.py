@@ -23,7 +23,7 @@ from .outcome import Outcome, Sample
 from .patch import PatchStack
 from .plan import Plan
 from .registry import recognise
-from .step import Bar
+from .step import Bar, Run
 
 CHECKER = "accel.pipelines.tiny.checker"
 WARM_UP_STEPS = 2
@@ -40,10 +40,11 @@ class LoopTimer:
         self.seconds: float | None = None
         self._since = 0.0
 
-    def begin(self) -> None:
+    def begin(self) -> Run:
         self.seconds, self._since = None, now()
+        return Run(self, None)
 
-    def end(self, run: None) -> None:
+    def end(self, run: Run) -> None:
         if self.seconds is None:
             self.seconds = now() - self._since
 
