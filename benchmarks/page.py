@@ -34,9 +34,11 @@ def provenance(cells: Cells) -> str:
         versions = ", ".join(f"{k} {v}" for k, v in e["versions"].items())
         digests = sorted({c["fields"]["sources"] for c in of if "sources" in c["fields"]})
         days = sorted({c["date"] for c in of})
+        passed = sorted({c["fields"]["tests"] for c in of if "tests" in c["fields"]})
         text += (
             f"- {e['cpu']}, {e['cores']} cores, GPU {e['gpu'] or 'none'}, {e['system']}; "
             f"{e['threads']} thread; seed {e['seed']}; {versions}; {days[0]} to {days[-1]}; "
-            f"digest of the timed sources {', '.join(digests)}\n"
+            f"digest of the timed sources {', '.join(digests)}; "
+            f"tests before: {', '.join(passed)}\n"
         )
     return text

@@ -165,14 +165,17 @@ def test_loops_in_turn_and_table(tiny_flux, tmp_path, monkeypatch):
 
 
 def test_no_number_while_tests_are_red(tmp_path):
-    red = tmp_path / "test_red.py"
-    red.write_text("def test_red():\n    assert False\n")
-    with pytest.raises(SystemExit, match="red, so there is no number"):
-        green([str(red)])
+    test, kept = tmp_path / "test_it.py", tmp_path / "green.json"
     with pytest.raises(SystemExit, match="no test at"):
-        green([str(tmp_path / "missing.py")])
-    red.write_text("def test_green():\n    pass\n")
-    assert green([str(red)])["passed"].startswith("1 passed")
+        green([str(test)], tmp_path)
+    test.write_text("def test_it():\n    assert False\n")
+    with pytest.raises(SystemExit, match="red, so there is no number"):
+        green([str(test)], tmp_path)
+    assert not kept.exists()
+    test.write_text("def test_it():\n    pass\n")
+    assert green([str(test)], tmp_path).startswith("1 passed")
+    test.unlink()
+    assert green([str(test)], tmp_path).startswith("1 passed"), "sources are as they were"
 
 
 @pytest.mark.parametrize("benchmark", [overhead, realised])
