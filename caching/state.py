@@ -30,10 +30,10 @@ class History:
         self._spec: TreeSpec | None = None
 
     def keep(self, index: int, value: Any) -> None:
-        """Keep `value` (a tensor, or any structure of tensors) as computed at step `index`."""
+        """Keep `value` (a tensor, or any structure that holds some) as computed at `index`."""
         leaves, self._spec = tree_flatten(value)
         # cloned: the pipeline may go on to change what it was given in place
-        self.values.appendleft([leaf.detach().clone() for leaf in leaves])
+        self.values.appendleft([v.detach().clone() if _is_tensor(v) else v for v in leaves])
         self.anchors.appendleft(index)
 
     def forecast(self, index: int) -> Any:
@@ -44,13 +44,22 @@ class History:
         return tree_unflatten([combine(weights, column) for column in columns], self._spec)
 
     def bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for value in self.values for t in value)
+        return sum(t.nbytes for value in self.values for t in value if _is_tensor(t))
 
 
-def combine(weights: list[float], values: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """sum_i w_i v_i for weights that sum to 1, exact when all values are equal."""
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+def combine(weights: list[float], values: tuple[Any, ...]) -> Any:
+    """sum_i w_i v_i for weights that sum to 1, exact when all values are equal.
+
+    The newest of values that are no numbers to extrapolate: masks, None.
+    """
     first = values[0]
-    if len(values) == 1:
+    if not _is_tensor(first):
+        return first
+    if len(values) == 1 or not first.is_floating_point():
         return first.clone()
     if len(values) == 2:
         return torch.lerp(first, values[1], weights[1])
@@ -86,10 +95,8 @@ class State:
         return not self.histories
 
     def bytes(self) -> int:
-        kept = [v for v in self.extra.values() if isinstance(v, torch.Tensor)]
-        return sum(h.bytes() for h in self.histories.values()) + sum(
-            t.numel() * t.element_size() for t in kept
-        )
+        extra = sum(v.nbytes for v in self.extra.values() if _is_tensor(v))
+        return extra + sum(h.bytes() for h in self.histories.values())
 
 
 class Cache:

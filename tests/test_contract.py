@@ -49,6 +49,15 @@ def test_work_drops_as_reported(row, name):
     assert accelerated.report.computed_fraction == pytest.approx(counted_fraction, abs=1e-3)
 
 
+@full
+def test_a_fixed_schedule_is_explained_before_the_run(row, name):
+    pipe = enabled(row, name)
+    branch = [r for r in clean(row.method, name).report.rows if r.branch in ("cond", "both", "0")]
+    computed = sum(r.action == "computed" for r in branch)
+    said = f"computes {computed} of 5 steps" if row.static else "depends on the sample"
+    assert len(branch) == 5 and said in pipe.acceleration.explain(steps=5)
+
+
 @pairs
 def test_output_differs_by_more_than_rounding_and_repeats(row, name):
     reference, pipe = plain(name).latents, enabled(row, name)

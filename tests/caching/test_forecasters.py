@@ -155,3 +155,14 @@ def test_history_shares_no_memory_and_keeps_structure():
     for index in (3, 5, 7):
         history.keep(index, (torch.ones(3), [torch.ones(3)]))
     assert list(history.anchors) == [7, 5] and history.bytes() == 2 * 2 * 3 * 4
+
+
+def test_masks_and_absent_outputs_are_not_extrapolated():
+    history = History(taylor, 2)
+    for index in (0, 2):
+        mask = torch.tensor([True, False, index == 0])
+        history.keep(index, (torch.full((3,), float(index)), mask, None, "text"))
+    output, mask, absent, text = history.forecast(3)
+    assert output.tolist() == [3.0] * 3 and mask.tolist() == [True, False, False]
+    assert (absent, text) == (None, "text")
+    assert history.bytes() == 2 * (3 * 4 + 3)
