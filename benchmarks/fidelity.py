@@ -64,13 +64,12 @@ class Bench:
         self._check(f"sweep {setting.row}: {setting}")
         return self._judge.attempt(setting)
 
-    def sweep(self) -> None:
-        """Choose a setting for every row and ratio."""
+    def sweep(self, ratio: int) -> None:
+        """Choose a setting for every row at `ratio`."""
         for row in self._order:
-            for ratio in self._ratios:
-                found = self._sweep.choose(row, ratio)
-                if found is not None:
-                    self.chosen[row, ratio] = found
+            found = self._sweep.choose(row, ratio)
+            if found is not None:
+                self.chosen[row, ratio] = found
 
     def adopt(self, other: Bench) -> None:
         """Take the settings that another solver's sweep chose, instead of a sweep."""
@@ -78,20 +77,18 @@ class Bench:
             if row in self._order:
                 self.chosen[row, ratio] = replace(setting, sampler=self._judge.sampler)
 
-    def evaluate(self, count: int) -> None:
-        """Judge the chosen settings on `count` samples."""
+    def evaluate(self, ratio: int, count: int) -> None:
+        """Judge the settings chosen for `ratio` on `count` samples."""
         for row in self._order:
-            for ratio in self._ratios:
-                if (row, ratio) in self.chosen:
-                    self._check(f"{count} samples at {ratio}x {row}: {self.chosen[row, ratio]}")
-                    self._judge.evaluate(self.chosen[row, ratio], ratio, count)
+            if (row, ratio) in self.chosen:
+                self._check(f"{count} samples at {ratio}x {row}: {self.chosen[row, ratio]}")
+                self._judge.evaluate(self.chosen[row, ratio], ratio, count)
 
-    def time(self) -> None:
-        """Time the chosen settings of a ratio turn about; plain solvers need none."""
-        for ratio in self._ratios:
-            found = [s for (_, r), s in self.chosen.items() if r == ratio and s.by != "plain"]
-            self._check(f"timing at {ratio}x")
-            self._judge.time(found, ratio)
+    def time(self, ratio: int, rounds: int) -> None:
+        """Time the settings chosen for `ratio` turn about; plain solvers need none."""
+        found = [s for (_, r), s in self.chosen.items() if r == ratio and s.by != "plain"]
+        self._check(f"timing at {ratio}x")
+        self._judge.time(found, ratio, rounds)
 
     def widen(self, cells: Cells, few: int, many: int) -> None:
         """Judge the best of ours at each ratio, and the best peer at 3x, on more samples."""
@@ -116,6 +113,7 @@ def main(
     samples: Annotated[int, typer.Option(help="Samples on which a setting is judged.")] = 16,
     many: Annotated[int, typer.Option(help="Samples for the best five of a model.")] = 64,
     sweep_samples: Annotated[int, typer.Option(help="Samples on which settings are chosen.")] = 4,
+    rounds: Annotated[int, typer.Option(help="Times that everything is timed.")] = 4,
     workers: Annotated[int, typer.Option(help="Processes; 0 runs in this one.")] = 2,
     minutes: Annotated[float, typer.Option(help="Begin no cell after this long.")] = 1e9,
     sweep_only: Annotated[bool, typer.Option(help="Only choose settings.")] = False,
@@ -144,16 +142,20 @@ def main(
                 sweep_samples=sweep_samples,
             )
             bench = Bench(make(), VIDEO if model.moving else PICTURE, chosen, until)
-            bench.sweep()
+            for ratio in chosen:
+                bench.sweep(ratio)
+                if not sweep_only:
+                    bench.evaluate(ratio, samples // 2)
+                    bench.time(ratio, rounds)
             if sweep_only:
                 continue
-            bench.evaluate(samples // 2)  # everything on some before anything on all
-            bench.time()
-            bench.evaluate(samples)
+            for ratio in chosen:
+                bench.evaluate(ratio, samples)
             if model.moving:
                 euler = Bench(make(sampler="euler"), EULER, chosen, until)
                 euler.adopt(bench)
-                euler.evaluate(samples)
+                for ratio in chosen:
+                    euler.evaluate(ratio, samples)
             bench.widen(cells, samples, many)
     except OutOfTime:
         console.log("out of time; run again to go on")

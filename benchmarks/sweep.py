@@ -18,7 +18,7 @@ from benchmarks.settings import Setting, plain
 
 RATIOS = (2, 3, 4, 5)
 STEPS = 50
-SCHEDULES = ((1, True), (3, True), (5, True), (1, False))
+SCHEDULES = ((1, True), (2, True), (3, True), (5, True), (8, True), (1, False))
 """First steps that are all computed, and whether the final one is."""
 THRESHOLDS = (0.04, 0.08, 0.14, 0.22, 0.35)
 
