@@ -22,7 +22,6 @@ from .metrics import WINDOW, psnr, ssim
 from .outcome import Outcome, Sample
 from .patch import PatchStack
 from .plan import Plan
-from .registry import recognise
 from .step import Bar, Run
 
 CHECKER = "accel.pipelines.tiny.checker"
@@ -91,9 +90,7 @@ def generate(
         with accelerated(pipe, *what) as state:  # refused here, before anything slow
             plan = state.plan
     except ValueError as error:
-        none = any(isinstance(w, str) for w in what) and not recognise(pipe)[0].recipes
-        hint = "; this model has no recipes, give methods instead" if none else ""
-        raise BadInput(first_line(error) + hint) from error
+        raise BadInput(first_line(error)) from error
     plain = None
     if compare:
         _warm_up(pipe, call, request.seed)

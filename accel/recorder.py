@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from .patch import PatchStack
 from .report import Report, Row
@@ -32,6 +33,7 @@ class Recorder:
         self._calls: list[Call] = []
         self._shapes: dict[str, tuple[Any, Any]] = {}
         self._work: dict[str, Work] = {}
+        self._counted: dict[tuple[str, ...], Work] = {}
         self._called: float | None = None
         self._marks: dict[str, float] = {}
         self._bytes = 0
@@ -111,7 +113,10 @@ class Recorder:
         for name, (args, kwargs) in self._shapes.items():
             module = self._denoisers[name]()
             if name not in self._work and module is not None:
-                self._work[name] = count_flops(module, args, kwargs)
+                key = (name, *map(str, tree_leaves((args, kwargs))))
+                if key not in self._counted:
+                    self._counted[key] = count_flops(module, args, kwargs)
+                self._work[name] = self._counted[key]
         rows = [self._row(call) for call in self._calls]
         weights = [self._work[call.denoiser].total for call in self._calls]
         marks, begin, end = self._marks, self._marks["begin"], self._marks.get("end")

@@ -106,6 +106,10 @@ def recipe(name: str, family: Family) -> Any:
     Raises:
         ValueError: the family has no such recipe; the message names the nearest.
     """
+    if not family.recipes:
+        raise ValueError(
+            f"family {family.name} has no recipes; give methods instead, such as TaylorSeer()"
+        )
     if name not in family.recipes:
         raise ValueError(
             f"family {family.name} has no recipe {name!r}; {nearest(name, family.recipes)}"

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+STRIP = 0.12
 COLOURS = {"computed": "#1f4e79", "forecast": "#e0952b", "reused": "#7fb069"}
 
 
@@ -58,7 +59,7 @@ class Report:
 
     @property
     def bound(self) -> float:
-        """Speed-up of the denoising loop that the computed fraction allows at most."""
+        """Speed-up of the denoising loop if its time went with its FLOPs and skipping were free."""
         return math.inf if not self.computed_fraction else 1 / self.computed_fraction
 
     @property
@@ -89,7 +90,7 @@ class Report:
         return (
             f"{self.methods}: {len(self.rows)} evaluations, {done}"
             f"{'' if self.complete else ' (aborted)'}\n"
-            f"computed {self.computed_fraction:.1%} of the {self.basis}, so at most "
+            f"computed {self.computed_fraction:.1%} of the {self.basis}, which alone is "
             f"{self.bound:.2f}x in the loop; loop {self.seconds_loop:.2f} s, "
             f"rest {self.seconds_rest:.2f} s, {size:.1f} MiB held"
         )
@@ -119,9 +120,10 @@ class Report:
         return console.export_text() + self.summary()
 
     def plot(self, path: str | Path) -> Path:
-        """Draw work per step, a panel a branch, and write it as a picture."""
+        """Draw work per step over a strip of what was done, a panel a branch."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
 
         branches = self.branches
         figure = Figure(figsize=(9, 1.1 + 1.5 * len(branches)), layout="constrained")
@@ -130,15 +132,20 @@ class Report:
         for axis, branch in zip(axes, branches, strict=True):
             for action, colour in COLOURS.items():
                 rows = [r for r in self.rows if r.branch == branch and r.action == action]
-                heights = [max(r.work, 0.03) for r in rows]
-                axis.bar([r.index for r in rows], heights, color=colour, label=action, width=0.9)
-            axis.set_ylim(0, 1.05)
+                steps = [r.index for r in rows]
+                axis.bar(steps, [r.work for r in rows], color=colour, width=0.9)
+                axis.bar(steps, [-STRIP] * len(rows), color=colour, width=1.0)
+            axis.axhline(0, color="white", linewidth=1)
+            axis.set_ylim(-STRIP, 1.05)
+            axis.set_yticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
             axis.set_ylabel(f"work\n({branch})")
         axes[-1].set_xlabel("step")
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper right", ncols=3, frameon=False)
+        axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        used = [a for a in COLOURS if any(r.action == a for r in self.rows)]
+        handles = [axes[0].bar([0], [0], color=COLOURS[a]) for a in used]
+        figure.legend(handles, used, loc="outside upper right", ncols=3, frameon=False)
         figure.suptitle(
-            f"{self.methods}: {self.computed_fraction:.0%} computed, at most {self.bound:.2f}x",
+            f"{self.methods}: {self.computed_fraction:.0%} of the {self.basis} computed",
             x=0.01,
             ha="left",
             fontsize=10,

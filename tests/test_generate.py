@@ -139,7 +139,7 @@ def test_a_refused_method_changes_nothing():
 
 
 def test_a_model_without_recipes_says_what_to_give():
-    with pytest.raises(BadInput, match="has no recipes, give methods"):
+    with pytest.raises(BadInput, match="has no recipes; give methods"):
         generate(opened("ltx2"), Request(PROMPT, steps=2), "balanced")
 
 
