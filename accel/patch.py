@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import types
+import weakref
 from collections.abc import Callable, Hashable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -54,13 +55,34 @@ class PatchConflict(RuntimeError):
     """Somebody else has patched an attribute on top of ours."""
 
 
+class Chain:
+    """The handlers of one acceleration at one slot; the first added is outermost."""
+
+    def __init__(self, base: Callable[..., Any]) -> None:
+        self._base = self.call = base
+        self.handlers: list[tuple[Handler, str]] = []
+
+    def add(self, handler: Handler, label: str) -> None:
+        self.handlers.append((handler, label))
+        self.call = self.over(self._base)
+
+    def over(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """`call`, wrapped by every handler."""
+        for handler, label in reversed(self.handlers):
+            call = _link(handler, call, label)
+        return call
+
+
 class Slot:
-    """One interception point: `vars(owner)[name]`, with a chain of handlers per acceleration."""
+    """One interception point: `vars(owner)[name]`, with a chain of handlers per acceleration.
+
+    Chains are held by their stacks, and so by their pipelines: a pipeline that is dropped takes
+    its chains along, also out of a denoiser that others go on using.
+    """
 
     def __init__(self, owner: Any, name: str, always: bool) -> None:
         self.owner, self.name, self.always = owner, name, always
-        self.chains: dict[Hashable, Callable[..., Any]] = {}
-        self._handlers: dict[Hashable, list[tuple[Handler, str]]] = {}
+        self.chains: weakref.WeakValueDictionary[Hashable, Chain] = weakref.WeakValueDictionary()
         current = vars(owner).get(name)
         stale = getattr(current, "__accel_slot__", None)  # a deep copy carries its original's
         self.present = name in vars(owner) and stale is None
@@ -73,7 +95,7 @@ class Slot:
 
             def enter(*args: Any, **kwargs: Any) -> Any:
                 chain = slot.chains.get(active_key())
-                return slot.base(*args, **kwargs) if chain is None else chain(*args, **kwargs)
+                return (slot.base if chain is None else chain.call)(*args, **kwargs)
 
             enter.__accel_slot__ = slot  # type: ignore[attr-defined]
             return enter
@@ -84,9 +106,13 @@ class Slot:
         def method(self: Any, *args: Any, **kwargs: Any) -> Any:
             if self is not slot.owner:  # a deep copy, which must run plain
                 return original(self, *args, **kwargs)
-            key = next(iter(slot.chains), None) if slot.always else active_key()
-            chain = slot.chains.get(key)
-            return slot.base(*args, **kwargs) if chain is None else chain(*args, **kwargs)
+            if slot.always:
+                call = slot.base
+                for chain in slot.chains.values():
+                    call = chain.over(call)
+                return call(*args, **kwargs)
+            chain = slot.chains.get(active_key())
+            return (slot.base if chain is None else chain.call)(*args, **kwargs)
 
         method.__accel_slot__ = slot  # type: ignore[attr-defined]
         return types.MethodType(method, self.owner)
@@ -108,42 +134,39 @@ class Slot:
     def in_place(self) -> bool:
         return Slot.of(self.owner, self.name) is self
 
-    def add(self, key: Hashable, handler: Handler, label: str) -> None:
-        self._handlers.setdefault(key, []).append((handler, label))
-        chain: Callable[..., Any] = self.base
-        for outer, name in reversed(self._handlers[key]):
-            chain = _link(outer, chain, name)
-        self.chains[key] = chain
+    def add(self, key: Hashable, handler: Handler, label: str) -> Chain:
+        """Add a handler; the chain that is returned lives as long as the caller keeps it."""
+        chain = self.chains.get(key)
+        if chain is None:
+            chain = self.chains[key] = Chain(self.base)
+            weakref.finalize(chain, _tidy, weakref.ref(self)).atexit = False
+        chain.add(handler, label)
         vars(self.owner)[self.name] = self.put
+        return chain
 
     def remove(self, key: Hashable) -> None:
-        self._handlers.pop(key, None)
         self.chains.pop(key, None)
-        if self.chains or not self.in_place():
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Give the place back if nobody needs it any more."""
+        if list(self.chains.values()) or not self.in_place():
             return
         if self.present:
             vars(self.owner)[self.name] = self.before
         else:
             del vars(self.owner)[self.name]
 
-    def adopt(self, key: Hashable) -> Slot:
-        """Take the place back when `module.compile()` has overwritten it; keep what it compiled.
-
-        Returns:
-            The slot that serves `key` from now on: another one, if that came after the overwriting.
-        """
-        if self.in_place():
-            return self
-        other = Slot.of(self.owner, self.name)
-        if other is not None:
-            for handler, label in self._handlers.get(key, ()):
-                other.add(key, handler, label)
-            self.remove(key)
-            return other
+    def retake(self) -> None:
+        """Take the place back after `module.compile()` has overwritten it; keep what it made."""
         self.present = self.name in vars(self.owner)
         self.before = vars(self.owner).get(self.name)
         vars(self.owner)[self.name] = self.put
-        return self
+
+
+def _tidy(slot: weakref.ref[Slot]) -> None:
+    if (alive := slot()) is not None:
+        alive.tidy()
 
 
 def _link(handler: Handler, call: Callable[..., Any], label: str) -> Callable[..., Any]:
@@ -171,7 +194,7 @@ class PatchStack:
 
     def __init__(self, key: Hashable) -> None:
         self.key = key
-        self._slots: list[Slot] = []
+        self._slots: dict[Slot, Chain] = {}
         self._values: list[tuple[Any, str, bool, Any, Any]] = []
 
     def call(self, module: torch.nn.Module, handler: Handler, label: str) -> None:
@@ -186,9 +209,7 @@ class PatchStack:
 
     def _join(self, owner: Any, name: str, handler: Handler, label: str, always: bool) -> None:
         slot = Slot.of(owner, name) or Slot(owner, name, always)
-        slot.add(self.key, handler, label)
-        if slot not in self._slots:
-            self._slots.append(slot)
+        self._slots[slot] = slot.add(self.key, handler, label)
 
     def set(self, owner: Any, name: str, value: Any) -> None:
         """Set the instance attribute `owner.name`."""
@@ -199,13 +220,20 @@ class PatchStack:
         """Undo the slot at `owner.name` alone (a scheduler that was swapped for another)."""
         for slot in [s for s in self._slots if s.owner is owner and s.name == name]:
             slot.remove(self.key)
-            self._slots.remove(slot)
+            del self._slots[slot]
 
     def adopt(self) -> None:
         """Before a run: take back call slots that `compile()` has overwritten since."""
-        for i, slot in enumerate(self._slots):
-            if slot.name == CALL:
-                self._slots[i] = slot.adopt(self.key)
+        for slot, chain in list(self._slots.items()):
+            if slot.name != CALL or slot.in_place():
+                continue
+            if Slot.of(slot.owner, CALL) is None:
+                slot.retake()
+                continue
+            slot.remove(self.key)  # another acceleration came after the overwriting: join it
+            del self._slots[slot]
+            for handler, label in chain.handlers:
+                self.call(slot.owner, handler, label)
 
     def bypassed(self, root: torch.nn.Module) -> list[str]:
         """Names of wrapped modules inside `root` that lie in a compiled module."""
@@ -234,7 +262,8 @@ class PatchStack:
             else:
                 del vars(owner)[name]
         while self._slots:
-            self._slots.pop().remove(self.key)
+            slot, _ = self._slots.popitem()
+            slot.remove(self.key)
 
     @staticmethod
     def _conflict(owner: Any, name: str) -> str:

@@ -114,6 +114,8 @@ class StepClock:
             patches.method(pipe, "progress_bar", self._bar, "step clock", always=True)
         if hasattr(type(pipe), "maybe_free_model_hooks"):
             patches.method(pipe, "maybe_free_model_hooks", self._freed, "step clock", always=True)
+        if not _shows_bar(type(pipe)) and hasattr(type(pipe), "check_inputs"):
+            patches.method(pipe, "check_inputs", self._checked, "step clock", always=True)
         self._adopt_scheduler()
 
     def _adopt_scheduler(self) -> None:
@@ -133,9 +135,14 @@ class StepClock:
     def _bar(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Bar:
         return Bar(call(*args, **kwargs), self)
 
+    def _checked(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._adopt_scheduler()
+        return call(*args, **kwargs)
+
     def _timesteps_set(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         result = call(*args, **kwargs)
-        self.begin()
+        if _called_by(self._pipe()):
+            self.begin()
         return result
 
     def _freed(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -272,4 +279,14 @@ def _shows_bar(pipeline: type) -> bool:
             code = getattr(inspect.unwrap(member), "__code__", None) if callable(member) else None
             if code is not None and "progress_bar" in code.co_names:
                 return True
+    return False
+
+
+def _called_by(pipe: Any) -> bool:
+    """Whether a method of `pipe` is being run; its scheduler may also serve other pipelines."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_locals.get("self") is pipe:
+            return True
+        frame = frame.f_back
     return False

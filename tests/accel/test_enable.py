@@ -42,7 +42,7 @@ def handlers(pipe):
     for part in pipe.components.values():
         owners += part.modules() if isinstance(part, torch.nn.Module) else []
     slots = {slot for o in owners for name in vars(o) if (slot := Slot.of(o, name)) is not None}
-    return len(slots), sum(len(h) for slot in slots for h in slot._handlers.values())
+    return len(slots), sum(len(c.handlers) for slot in slots for c in slot.chains.values())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -183,7 +183,7 @@ def test_family_may_be_named():
 def test_recipes_of_every_family(name, recipe):
     pipe = make(name)
     if name == "ltx2":
-        with pytest.raises(ValueError, match=f"no recipe '{recipe}'; known: none"):
+        with pytest.raises(ValueError, match="has no recipes; give methods"):
             pipe.enable_acceleration(recipe)
         return
     state = pipe.enable_acceleration(recipe)
