@@ -1,7 +1,9 @@
 """Families: every recipe works on the tiny pipeline of its family, and what data says is true."""
 
 import pytest
+import torch
 
+from accel.caching import FirstBlockCache, TaylorSeer
 from accel.pipelines import FAMILIES
 from accel.plan import Plan
 from tests.contract.runs import counted, frozen
@@ -79,3 +81,17 @@ def test_every_argument_the_pipeline_passes_has_a_batch_axis_stated(name):
     denoiser.register_forward_pre_hook(lambda _, args, kw: seen.update(kw), with_kwargs=True)
     call(pipe, name, steps=1)
     assert seen and seen - {"return_dict"} <= set(family.axes)
+
+
+@pytest.mark.parametrize(
+    "method", [TaylorSeer(interval=3, warmup=1, carrier="hidden"), FirstBlockCache(0.4)], ids=str
+)
+def test_a_model_no_family_names_is_served_as_if_one_did(method):
+    named, unnamed = make("wan"), make("wan")
+    unnamed.transformer.__class__ = type("Unheard", (type(named.transformer),), {})
+    latents = []
+    for pipe in (named, unnamed):
+        pipe.enable_acceleration(method)
+        latents.append(call(pipe, "wan"))
+    assert unnamed.acceleration.family.name == "inspected:Unheard"
+    assert torch.equal(*latents)
