@@ -108,8 +108,8 @@ class Slot:
                 return original(self, *args, **kwargs)
             if slot.always:
                 call = slot.base
-                for chain in slot.chains.values():
-                    call = chain.over(call)
+                for each in slot.chains.values():
+                    call = each.over(call)
                 return call(*args, **kwargs)
             chain = slot.chains.get(active_key())
             return (slot.base if chain is None else chain.call)(*args, **kwargs)
