@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 from typing import Any
 
 import torch
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from accel.method import Site
 from accel.step import Run, Step
@@ -27,21 +29,21 @@ class History:
         self._weights = weights
         self.anchors: deque[int] = deque(maxlen=length)
         self.values: deque[list[torch.Tensor]] = deque(maxlen=length)
-        self._spec: TreeSpec | None = None
+        self._build: Callable[[list[Any]], Any] | None = None
 
     def keep(self, index: int, value: Any) -> None:
         """Keep `value` (a tensor, or any structure that holds some) as computed at `index`."""
-        leaves, self._spec = tree_flatten(value)
+        leaves, self._build = _apart(value)
         # cloned: the pipeline may go on to change what it was given in place
         self.values.appendleft([v.detach().clone() if _is_tensor(v) else v for v in leaves])
         self.anchors.appendleft(index)
 
     def forecast(self, index: int) -> Any:
         """The stand-in at step `index`, in the structure that was kept; never aliases it."""
-        assert self._spec is not None, "forecast from an empty history"
+        assert self._build is not None, "forecast from an empty history"
         weights = self._weights(self.anchors, index)
         columns = zip(*self.values, strict=True)
-        return tree_unflatten([combine(weights, column) for column in columns], self._spec)
+        return self._build([combine(weights, column) for column in columns])
 
     def bytes(self) -> int:
         return sum(t.nbytes for value in self.values for t in value if _is_tensor(t))
@@ -49,6 +51,16 @@ class History:
 
 def _is_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
+
+
+def _apart(value: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
+    """The leaves of `value` and what builds it of them; quick where it is what models return."""
+    if _is_tensor(value):
+        return [value], itemgetter(0)
+    if type(value) is tuple and all(map(_is_tensor, value)):
+        return list(value), tuple
+    leaves, spec = tree_flatten(value)
+    return leaves, functools.partial(tree_unflatten, treespec=spec)
 
 
 def combine(weights: list[float], values: tuple[Any, ...]) -> Any:
