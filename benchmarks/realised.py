@@ -232,7 +232,9 @@ always computes the first block, so its bound is lower at the same number of ste
 
 
 def write(cells: Cells) -> None:
-    """The table on the terminal and beside the results."""
+    """The table on the terminal and beside the results, if there are any."""
+    if not timed(cells):
+        return
     shown = rows(cells)
     console.print(page.terminal("realised", HEAD, shown))
     found = [cell["result"] for cell in timed(cells)]
