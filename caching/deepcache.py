@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 from accel.method import Method, Site, check_fields
 
 from .forecasters import hold
-from .policies import Interval, Listed, Policy, explain_schedule
+from .policies import Interval, Listed, Policy, Power, explain_schedule
 from .state import Cache
 from .unet_branch import UNetBranch
 
@@ -22,6 +23,8 @@ class DeepCache(Method):
         branch: where the shallow branch ends, counted in skip connections: 0 keeps only the first
             (1 ResNet of SD 1.5), 1 is the "layer 0, block 0" of the paper (3 ResNets). Higher
             is slower and closer.
+        power: above 1, the same number of full steps lies denser early, where features change
+            fastest; 1.5 as published for latent diffusion. 1 is uniform.
         steps: full steps listed instead of `interval`; must begin with 0.
 
     Keeps one hidden state. A static schedule. ControlNet residuals of the layers that run are
@@ -30,6 +33,7 @@ class DeepCache(Method):
 
     interval: int = 3
     branch: int = 0
+    power: float = 1.0
     steps: tuple[int, ...] | None = None
 
     level: ClassVar[str] = "blocks"
@@ -45,12 +49,15 @@ class DeepCache(Method):
             self,
             interval=(self.interval >= 1, "at least 1"),
             branch=(self.branch >= 0, "0 or more"),
+            power=(1 <= self.power < math.inf, "1 or more"),
             steps=(rising, "rising step numbers that begin with 0"),
         )
 
     @property
     def policy(self) -> Policy:
-        return Interval(self.interval) if self.steps is None else Listed(self.steps)
+        if self.steps is not None:
+            return Listed(self.steps)
+        return Interval(self.interval) if self.power == 1 else Power(self.interval, self.power)
 
     def expect(self, site: Site, steps: int) -> str:
         return explain_schedule(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 
@@ -38,6 +40,28 @@ class Interval:
         if index <= start or (self.last and index == total - 1):
             return True
         return (index - start) % self.interval == 0
+
+
+@dataclass(frozen=True)
+class Power:
+    """As many steps as `Interval`, denser early: int(x_i^power) for n = ceil(T / interval)
+    evenly spaced x_i from 0 to T^(1/power), the last left out.
+
+    The non-uniform schedule of DeepCache (2312.00858) for latent diffusion.
+    """
+
+    interval: int
+    power: float
+
+    def computes(self, index: int, total: int) -> bool:
+        return index in _power_steps(total, self.interval, self.power)
+
+
+@cache
+def _power_steps(total: int, interval: int, power: float) -> frozenset[int]:
+    count = math.ceil(total / interval)
+    gap = total ** (1 / power) / count
+    return frozenset(int((i * gap) ** power) for i in range(count))
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,9 @@ class TaylorSeer(Method):
         basis: "taylor" as released (exact to degree 1), or "newton" (exact to its order).
         last: also compute the final step; the published schedule does not, and on flow models
             with a shifted grid most of the lost fidelity is there.
+        settle: take the first difference over a whole interval. As published it is taken between
+            the last two warm-up steps, whose slope is noisy, and a whole interval is extrapolated
+            with it.
 
     Keeps `order` + 1 outputs per branch. A static schedule: samples of a batch do not influence
     one another, and no step waits for the host.
@@ -38,6 +41,7 @@ class TaylorSeer(Method):
     carrier: Literal["output", "hidden", "module"] = "output"
     basis: Literal["taylor", "newton"] = "taylor"
     last: bool = False
+    settle: bool = False
 
     level: ClassVar[str] = "step"
     excludes: ClassVar[tuple[str, ...]] = ("FirstBlockCache", "DeepCache")
@@ -73,4 +77,5 @@ class TaylorSeer(Method):
         cache = Cache(site, newton if self.basis == "newton" else taylor, self.order + 1)
         # released code takes no difference before the last warm-up step
         since = self.warmup - 2 if self.basis == "taylor" else 0
+        since = self.warmup - 1 if self.settle else since
         KINDS[self.carrier](site, cache, self.policy, "TaylorSeer", since).install()

@@ -1,9 +1,11 @@
 """When to compute: schedules by hand and as published."""
 
+import itertools
+
 import pytest
 
 from accel.caching import DeepCache, TaylorSeer
-from accel.caching.policies import Interval, Listed, explain_schedule, schedule
+from accel.caching.policies import Interval, Listed, Power, explain_schedule, schedule
 
 PUBLISHED = [
     (Interval(6, warmup=3), 50, [0, 1, 2, 8, 14, 20, 26, 32, 38, 44]),
@@ -64,3 +66,18 @@ def test_explanation_counts():
 def test_bad_settings_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_power_schedule_of_latent_diffusion():
+    """The list that the paper's code makes for T=250, N=10, p=1.5 (specification)."""
+    wanted = [0, 1, 5, 10, 15, 22, 29, 37, 45, 53, 63, 72, 83, 93, 104, 116, 127, 140, 152, 165]
+    wanted += [178, 192, 206, 220, 235]
+    assert schedule(Power(10, 1.5), 250) == wanted
+
+
+def test_power_keeps_the_count_and_goes_with_the_length():
+    for total in (7, 28, 50):
+        steps = schedule(Power(3, 1.4), total)
+        assert steps[0] == 0 and len(steps) <= len(schedule(Interval(3), total))
+        gaps = [b - a for a, b in itertools.pairwise(steps)]
+        assert gaps[0] <= gaps[-1]

@@ -137,3 +137,21 @@ def test_carriers_a_model_does_not_have_are_refused(name):
         with pytest.raises(ValueError, match="TaylorSeer"):
             pipe.enable_acceleration(TaylorSeer(carrier=carrier))
     pipe.enable_acceleration(TaylorSeer(carrier="output"))
+
+
+def test_settled_differences_span_whole_intervals():
+    pipe = make("wan")
+    pipe.enable_acceleration(TaylorSeer(interval=3, warmup=3, settle=True))
+    call(pipe, "wan", steps=STEPS)
+    rows = [r for r in pipe.acceleration.report().rows if r.branch == "cond"]
+    expected = ["computed"] * 3 + ["reused"] * 2 + ["computed"] + ["forecast"] * 2 + ["computed"]
+    assert [r.action for r in rows] == expected
+
+
+def test_without_adjacent_warm_up_steps_there_is_nothing_to_settle():
+    latents = []
+    for settle in (False, True):
+        pipe = make("wan")
+        pipe.enable_acceleration(TaylorSeer(interval=3, warmup=1, settle=settle))
+        latents.append(call(pipe, "wan", steps=STEPS))
+    assert torch.equal(*latents)
