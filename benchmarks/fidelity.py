@@ -110,6 +110,7 @@ def main(
         list[str] | None, typer.Option(help="NAME=PATH: another version of a model.")
     ] = None,
     ratios: Annotated[list[int] | None, typer.Option("--ratio")] = None,
+    only: Annotated[list[str] | None, typer.Option("--row", help="Rows of the table.")] = None,
     samples: Annotated[int, typer.Option(help="Samples on which a setting is judged.")] = 16,
     many: Annotated[int, typer.Option(help="Samples for the best five of a model.")] = 64,
     sweep_samples: Annotated[int, typer.Option(help="Samples on which settings are chosen.")] = 4,
@@ -141,7 +142,8 @@ def main(
                 batch=4 if model.moving else 8,
                 sweep_samples=sweep_samples,
             )
-            bench = Bench(make(), VIDEO if model.moving else PICTURE, chosen, until)
+            order = VIDEO if model.moving else PICTURE
+            bench = Bench(make(), tuple(r for r in order if r in (only or order)), chosen, until)
             for ratio in chosen:
                 bench.sweep(ratio)
                 if not sweep_only:
