@@ -93,7 +93,11 @@ class Sweep:
 
     def output(self, row: str, ratio: float) -> list[Setting]:
         """Ours on the output: schedules at order 1, then other forecasters at the best."""
-        tried = [self._of(row, _ours(ratio, warmup=w, last=end)) for w, end in SCHEDULES]
+        released = _ours(ratio, warmup=3, last=True)
+        settled = [
+            _ours(ratio, warmup=warmup, last=last, settle=warmup > 1) for warmup, last in SCHEDULES
+        ]
+        tried = [self._of(row, method) for method in (*settled, released)]
         schedule = self._best(tried, ratio)
         others = ((0, "taylor"), (2, "taylor"), (2, "newton"))
         return tried + [self._of(row, replace(schedule, order=o, basis=b)) for o, b in others]
@@ -148,9 +152,8 @@ class Sweep:
                 if row != "DeepCache":
                     found.append(self._of(row, peers.DeepCache(interval=n, branch=branch)))
                     continue
-                found.append(self._of(row, DeepCache(interval=n, branch=branch)))
-                early = {int(STEPS * (i * n / STEPS) ** 1.5) for i in range(-(-STEPS // n))}
-                found.append(self._of(row, DeepCache(branch=branch, steps=tuple(sorted(early)))))
+                for power in (1.0, 1.5):
+                    found.append(self._of(row, DeepCache(n, branch, power)))
         return found
 
     def fewer(self, row: str, ratio: float) -> list[Setting]:

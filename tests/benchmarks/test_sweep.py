@@ -68,6 +68,7 @@ def test_forecasters_are_tried_at_the_best_schedule():
     assert (method.warmup, method.last, method.order) == (5, True, 2)
     assert {s.method.basis for s in bench.asked if s.method.order == 2} == {"taylor", "newton"}
     assert all(s.method.warmup == 5 for s in bench.asked if s.method.order != 1)
+    assert {s.method.settle for s in bench.asked if s.method.warmup == 3} == {True, False}
 
 
 def test_carriers_inside_the_model_take_the_schedule_of_the_output():
@@ -108,17 +109,12 @@ def test_deepcache_and_its_package_are_tried_at_the_same_branches_and_intervals(
     bench = Bench(lambda s: 1.0)
     bench.sweep.choose("DeepCache", 2)
     bench.sweep.choose("DeepCache package", 2)
-    uniform = {
-        by: {
-            (s.method.branch, s.method.interval)
-            for s in bench.asked
-            if (s.by == "ours") == by and getattr(s.method, "steps", None) is None
-        }
-        for by in (True, False)
+    ours = {
+        (s.method.branch, s.method.interval, s.method.power) for s in bench.asked if s.by == "ours"
     }
-    assert uniform[True] == uniform[False]
-    listed = [s.method.steps for s in bench.asked if getattr(s.method, "steps", None)]
-    assert listed and all(steps[0] == 0 and steps[1] < STEPS / len(steps) for steps in listed)
+    theirs = {(s.method.branch, s.method.interval) for s in bench.asked if s.by != "ours"}
+    assert {(b, n) for b, n, power in ours if power == 1} == theirs
+    assert {(b, n) for b, n, power in ours if power > 1} == theirs
 
 
 def test_an_unknown_row_is_named():
