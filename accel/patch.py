@@ -81,15 +81,20 @@ class Slot:
     """
 
     def __init__(self, owner: Any, name: str, always: bool) -> None:
-        self.owner, self.name, self.always = owner, name, always
+        self._owner = weakref.ref(owner)  # not held: a deep copy of it shares our function
+        self.name, self.always = name, always
         self.chains: weakref.WeakValueDictionary[Hashable, Chain] = weakref.WeakValueDictionary()
         current = vars(owner).get(name)
         stale = getattr(current, "__accel_slot__", None)  # a deep copy carries its original's
         self.present = name in vars(owner) and stale is None
         self.before = current if self.present else None
-        self.put = self._entry()
+        self._function = self._entry(type(owner))
 
-    def _entry(self) -> Callable[..., Any]:
+    @property
+    def owner(self) -> Any:
+        return self._owner()
+
+    def _entry(self, kind: type) -> Callable[..., Any]:
         slot = self
         if self.name == CALL:
 
@@ -100,7 +105,7 @@ class Slot:
             enter.__accel_slot__ = slot  # type: ignore[attr-defined]
             return enter
 
-        original = getattr(type(self.owner), self.name)
+        original = getattr(kind, self.name)
 
         @functools.wraps(original)
         def method(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -115,7 +120,13 @@ class Slot:
             return (slot.base if chain is None else chain.call)(*args, **kwargs)
 
         method.__accel_slot__ = slot  # type: ignore[attr-defined]
-        return types.MethodType(method, self.owner)
+        return method
+
+    def put(self) -> None:
+        """Set our function in its place."""
+        bound = self.name != CALL
+        placed = types.MethodType(self._function, self.owner) if bound else self._function
+        vars(self.owner)[self.name] = placed
 
     def base(self, *args: Any, **kwargs: Any) -> Any:
         """Call what was there before us."""
@@ -132,7 +143,7 @@ class Slot:
         return slot if slot is not None and slot.owner is owner else None
 
     def in_place(self) -> bool:
-        return Slot.of(self.owner, self.name) is self
+        return self.owner is not None and Slot.of(self.owner, self.name) is self
 
     def add(self, key: Hashable, handler: Handler, label: str) -> Chain:
         """Add a handler; the chain that is returned lives as long as the caller keeps it."""
@@ -141,7 +152,8 @@ class Slot:
             chain = self.chains[key] = Chain(self.base)
             weakref.finalize(chain, _tidy, weakref.ref(self)).atexit = False
         chain.add(handler, label)
-        vars(self.owner)[self.name] = self.put
+        if not self.in_place():
+            self.put()
         return chain
 
     def remove(self, key: Hashable) -> None:
@@ -161,7 +173,7 @@ class Slot:
         """Take the place back after `module.compile()` has overwritten it; keep what it made."""
         self.present = self.name in vars(self.owner)
         self.before = vars(self.owner).get(self.name)
-        vars(self.owner)[self.name] = self.put
+        self.put()
 
 
 def _tidy(slot: weakref.ref[Slot]) -> None:
@@ -225,7 +237,7 @@ class PatchStack:
     def adopt(self) -> None:
         """Before a run: take back call slots that `compile()` has overwritten since."""
         for slot, chain in list(self._slots.items()):
-            if slot.name != CALL or slot.in_place():
+            if slot.name != CALL or slot.owner is None or slot.in_place():
                 continue
             if Slot.of(slot.owner, CALL) is None:
                 slot.retake()
@@ -253,7 +265,7 @@ class PatchStack:
             if vars(owner).get(name) is not value:
                 raise PatchConflict(self._conflict(owner, name))
         for slot in self._slots:
-            if slot.name != CALL and not slot.in_place():
+            if slot.name != CALL and slot.owner is not None and not slot.in_place():
                 raise PatchConflict(self._conflict(slot.owner, slot.name))
         while self._values:
             owner, name, present, before, _ = self._values.pop()

@@ -1,8 +1,10 @@
 """Pipelines of one class, on shared parts, in several threads."""
 
 import copy
+import gc
 import pickle
 import threading
+import weakref
 
 import pytest
 import torch
@@ -176,6 +178,17 @@ def test_a_copy_runs_plain_and_can_be_enabled_itself(name, again):
     other.disable_acceleration()
     assert torch.equal(call(other, name), plain(name))
     assert torch.equal(call(pipe, name), plain(name))
+
+
+def test_a_copy_does_not_keep_its_original():
+    pipe = make("wan")
+    pipe.enable_acceleration(HALF)
+    call(pipe, "wan", steps=2)
+    other, gone = copy.deepcopy(pipe), [weakref.ref(pipe), weakref.ref(pipe.transformer)]
+    del pipe
+    gc.collect()
+    assert [ref() for ref in gone] == [None, None]
+    assert torch.equal(call(other, "wan"), plain("wan"))
 
 
 def test_a_denoiser_replaced_after_enabling_is_named():

@@ -2,9 +2,11 @@
 
 import contextvars
 import copy
+import gc
 import inspect
 import pickle
 import threading
+import weakref
 
 import pytest
 import torch
@@ -241,6 +243,18 @@ def test_a_copy_can_be_patched_itself_and_is_left_clean(layer, x):
     stack.undo()
     second.undo()
     assert vars(thing) == vars(other) == {}
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v))])
+def test_a_copy_does_not_keep_its_original(layer, again):
+    thing, stack = Thing(), PatchStack("a")
+    stack.method(thing, "step", adding(1), "adding")
+    stack.call(layer, adding(1), "adding")
+    copies, gone = (again(thing), again(layer)), weakref.ref(thing)
+    del thing, stack
+    gc.collect()
+    assert gone() is None
+    assert copies[0].step(5) == 5 and copies[1](torch.ones(1, 2)).shape == (1, 2)
 
 
 def test_release_gives_back_one_method_only():
