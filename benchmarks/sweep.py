@@ -20,6 +20,8 @@ RATIOS = (2, 3, 4, 5)
 STEPS = 50
 SCHEDULES = ((1, True), (2, True), (3, True), (5, True), (8, True), (1, False))
 """First steps that are all computed, and whether the final one is."""
+FIRST_BLOCK = 1 / 12
+"""Share of the first block in the work of a step."""
 THRESHOLDS = (0.04, 0.08, 0.14, 0.22, 0.35)
 
 
@@ -139,10 +141,12 @@ class Sweep:
 
         presets = ("slow", "medium", "fast", "ultra")
         masks = [tuple(cache_dit.steps_mask(total_steps=STEPS, mask_policy=p)) for p in presets]
-        even = _ours(ratio, warmup=1, last=True).policy
-        masks.append(peers.mask([i for i in range(STEPS) if even.computes(i, STEPS)], STEPS))
-        fitting = [mask for mask in masks if within(sum(mask) / STEPS, ratio)]
-        return [self._of(row, peers.CacheDiT(order=1, mask=mask)) for mask in fitting]
+        masks += [_even(interval) for interval in range(2, 12)]
+        # its first block runs on every step: that much less is left for whole steps
+        work = [FIRST_BLOCK + (1 - FIRST_BLOCK) * sum(mask) / STEPS for mask in masks]
+        fitting = [m for m, w in zip(masks, work, strict=True) if within(w, ratio)]
+        slow_to_fast = sorted(fitting, key=sum, reverse=True)
+        return [self._of(row, peers.CacheDiT(order=1, mask=mask)) for mask in slow_to_fast[:2]]
 
     def deepcache(self, row: str, ratio: float) -> list[Setting]:
         """Branches and intervals; ours also with full steps that lie denser early."""
@@ -217,6 +221,11 @@ PICTURE = (
 """Rows of a U-Net with a variance-preserving schedule."""
 EULER = ("TaylorSeer output", "own with as few steps", "diffusers TaylorSeer lite")
 """Rows of the video model that are repeated with flow Euler."""
+
+
+def _even(interval: int) -> tuple[int, ...]:
+    """Every `interval`-th step and the last, as a step mask."""
+    return peers.mask([*range(0, STEPS, interval), STEPS - 1], STEPS)
 
 
 def _ours(ratio: float, **fields: Any) -> TaylorSeer:
