@@ -22,7 +22,7 @@ _CALLS: dict[str, dict[str, Any]] = {
         "height": 64,
         "width": 64,
         "num_frames": 17,
-        "guidance_scale": 4.0,
+        "guidance_scale": 2.5,
         "max_sequence_length": 32,
     },
     "shapes-t2i": {"height": 64, "width": 64, "guidance_scale": 4.0},
