@@ -103,9 +103,8 @@ class _Span:
         return value
 
     def _steady(self, residual: torch.Tensor, reference: torch.Tensor) -> bool:
-        change = (residual - reference).abs().mean(dtype=torch.float32)
-        size = reference.abs().mean(dtype=torch.float32)
-        return bool(change < self.threshold * size)
+        norm = functools.partial(torch.linalg.vector_norm, ord=1, dtype=torch.float32)
+        return bool(norm(residual - reference) / norm(reference) < self.threshold)
 
     def _rest(
         self, streams: Streams, last: bool, call: Callable[..., Any], *args: Any, **kwargs: Any
