@@ -163,13 +163,13 @@ def shipped(pipe: Any, name: str, side: int = 64, frames: int = 17) -> Subject:
     return _quiet(Subject(name, pipe, blocks, 2 if moving else 1, arguments))
 
 
-# heads, head width, …: sized on one thread of an Intel Xeon at 2.x GHz
+# sized on one core of an AMD EPYC (Zen 5), which other work slows down by up to a third
 SIZES: dict[str, Callable[[], Subject]] = {
     "wan 10 ms": partial(wan, "wan 10 ms", 2, 12, 48, 1, 4),
-    "wan 30 ms": partial(wan, "wan 30 ms", 4, 32, 256, 3, 8),
+    "wan 30 ms": partial(wan, "wan 30 ms", 4, 32, 512, 5, 8),
     "wan 200 ms": partial(wan, "wan 200 ms", 6, 32, 512, 5, 16),
-    "flux 10 ms": partial(flux, "flux 10 ms", 2, 32, 4),
-    "flux 30 ms": partial(flux, "flux 30 ms", 6, 32, 8),
+    "flux 10 ms": partial(flux, "flux 10 ms", 4, 32, 4),
+    "flux 30 ms": partial(flux, "flux 30 ms", 7, 32, 8),
     "flux 200 ms": partial(flux, "flux 200 ms", 8, 48, 14),
 }
 

@@ -1,6 +1,7 @@
 """Steps of real pipelines taken in turn, and rounds; the clock is real, no time is asserted."""
 
 import contextlib
+import platform
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import accel
 from accel.caching import TaylorSeer
 from benchmarks import peers
 from benchmarks.rounds import rounds
-from benchmarks.stepping import Stepper
+from benchmarks.stepping import Stepper, keep_memory
 from tests.tiny_pipelines import call, make
 
 STEPS = 6
@@ -122,3 +123,7 @@ def test_no_round_begins_after_the_limit():
     assert len(Ways().run(least=50, limit_s=0)["slow"].ratios) == 1
     with pytest.raises(ValueError, match="at least 1"):
         Ways().run(least=0)
+
+
+def test_memory_is_kept_where_the_allocator_can_be_told():
+    assert keep_memory() == (platform.libc_ver()[0] == "glibc")
