@@ -46,13 +46,22 @@ class Bench:
     """All cells of one model with one solver, in order of importance.
 
     Args:
+        sweeper: where settings are tried; the same as `judge`, or on an earlier checkpoint.
         until: of `time.monotonic`, s; no cell is begun after it.
     """
 
-    def __init__(self, judge: Judge, order: tuple[str, ...], ratios: tuple[int, ...], until: float):
-        self._judge, self._order, self._ratios, self._until = judge, order, ratios, until
+    def __init__(
+        self,
+        judge: Judge,
+        sweeper: Judge,
+        order: tuple[str, ...],
+        ratios: tuple[int, ...],
+        until: float,
+    ) -> None:
+        self._judge, self._sweeper = judge, sweeper
+        self._order, self._ratios, self._until = order, ratios, until
         spaced = () if judge.model.moving else (":trailing", ":linspace")
-        self._sweep = Sweep(self._attempt, judge.magnitudes, judge.sampler, ("", *spaced))
+        self._sweep = Sweep(self._attempt, sweeper.magnitudes, judge.sampler, ("", *spaced))
         self.chosen: dict[tuple[str, int], Setting] = {}
 
     def _check(self, what: str) -> None:
@@ -62,7 +71,7 @@ class Bench:
 
     def _attempt(self, setting: Setting):
         self._check(f"sweep {setting.row}: {setting}")
-        return self._judge.attempt(setting)
+        return self._sweeper.attempt(setting)
 
     def sweep(self, ratio: int) -> None:
         """Choose a setting for every row at `ratio`."""
@@ -109,6 +118,9 @@ def main(
     folder: Annotated[
         list[str] | None, typer.Option(help="NAME=PATH: another version of a model.")
     ] = None,
+    sweep_folder: Annotated[
+        list[str] | None, typer.Option(help="NAME=PATH: choose settings on an earlier version.")
+    ] = None,
     ratios: Annotated[list[int] | None, typer.Option("--ratio")] = None,
     only: Annotated[list[str] | None, typer.Option("--row", help="Rows of the table.")] = None,
     samples: Annotated[int, typer.Option(help="Samples on which a setting is judged.")] = 16,
@@ -127,23 +139,26 @@ def main(
     """Run what is missing, then write the table and the pictures."""
     torch.set_num_threads(1)
     places = dict(pair.split("=", 1) for pair in folder or [])
+    before = dict(pair.split("=", 1) for pair in sweep_folder or [])
     until = time.monotonic() + 60 * minutes
     cells = Cells(out)
     chosen = tuple(ratios or RATIOS)
     try:
         for name in () if report_only else models or MODELS:
             model = load(name, places.get(name))
+            earlier = load(name, before[name]) if name in before else model
             make = partial(
                 Judge,
-                model,
-                cells,
-                references,
+                cells=cells,
+                folder=references,
                 workers=workers,
                 batch=4 if model.moving else 8,
                 sweep_samples=sweep_samples,
             )
+            judge, sweeper = make(model), make(earlier)
             order = VIDEO if model.moving else PICTURE
-            bench = Bench(make(), tuple(r for r in order if r in (only or order)), chosen, until)
+            rows_of = tuple(r for r in order if r in (only or order))
+            bench = Bench(judge, sweeper, rows_of, chosen, until)
             for ratio in chosen:
                 bench.sweep(ratio)
                 if not sweep_only:
@@ -154,7 +169,7 @@ def main(
             for ratio in chosen:
                 bench.evaluate(ratio, samples)
             if model.moving:
-                euler = Bench(make(sampler="euler"), EULER, chosen, until)
+                euler = Bench(make(model, sampler="euler"), sweeper, EULER, chosen, until)
                 euler.adopt(bench)
                 for ratio in chosen:
                     euler.evaluate(ratio, samples)
