@@ -76,13 +76,17 @@ def test_without_its_denoiser_a_loop_still_runs(tiny_wan, tiny_sd):
         assert overhead.flops(subject, pipe, 3) == 0
 
 
-def test_measure_and_table(tiny_wan, tmp_path):
+@pytest.mark.parametrize("together", [False, True])
+def test_measure_and_table(tiny_wan, tmp_path, together):
     cells = Cells(tmp_path / "overhead.json")
     some = [way for way in transformer(SHORT) if way.name in ("TaylorSeer output", "MagCache")]
     result = cells.run(
-        lambda: overhead.measure(tiny_wan, some, limit_s=5, least=3, steps=SHORT),
+        lambda: overhead.measure(
+            tiny_wan, some, limit_s=2, together=together, least=3, steps=SHORT
+        ),
         kind="timed",
         model=tiny_wan.name,
+        together=together,
         sources="0123456789ab",
     )
     assert set(result["ways"]) == {"plain again", "ours: TaylorSeer output", "diffusers: MagCache"}
@@ -93,6 +97,14 @@ def test_measure_and_table(tiny_wan, tmp_path):
     page = cells.path.with_suffix(".md").read_text()
     assert "| wan 10 ms | ours | TaylorSeer output |" in page and "0123456789ab" in page
     assert page.count("≤ 1.03") == 1
+
+
+def test_goals_are_judged_by_the_whole_interval():
+    way = {"ratio_low": 1.0, "ratio_high": 1.008}
+    assert overhead.judge(way, 1.01, 0.002) == "met"
+    assert overhead.judge(way, 1.01, 0.003) == "not sure"
+    assert overhead.judge(way, 0.99, 0.005) == "missed"
+    assert overhead.judge(way, 0.99, 0.02) == "not sure"
 
 
 def test_settings_that_compute_as_many_steps():
