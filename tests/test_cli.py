@@ -226,7 +226,7 @@ def test_a_method_shows_its_fields(name):
     shown = accel("methods", name.lower()).stdout
     assert shown.startswith(name)
     for field in fields(methods()[name]):
-        (row,) = [r for r in shown.splitlines() if r.split()[:1] == [field.name]]
+        (row,) = [r for r in shown.splitlines() if r.startswith(f"  {field.name} ")]
         assert len(row.split()) > 3, "a field without a default, a type or a meaning"
 
 

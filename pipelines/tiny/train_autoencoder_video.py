@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -121,7 +122,7 @@ def main(
     """Train, or go on training; the autoencoder is written to FOLDER/vae."""
     torch.manual_seed(0)
     vae = AutoencoderKLWan(**CONFIG)
-    options = {"batch_size": batch_size, "ema": 0.998, "bf16": bf16}
+    options: dict[str, Any] = {"batch_size": batch_size, "ema": 0.998, "bf16": bf16}
     result = folder / "vae"
     if not result.exists():
         loss = partial(reconstruction_loss, vae)
