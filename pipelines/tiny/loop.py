@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import signal
@@ -60,13 +59,11 @@ class _Stop:
             signal.signal(number, handler)
 
 
-def learning_rate(lr: float, step: int, steps: int, warmup: int, anneal: bool) -> float:
-    """Trapezoid: linear warm-up over `warmup` steps, then constant; with `anneal` the last 40 %
-    of `steps` falls linearly to zero."""
+def learning_rate(lr: float, step: int, warmup: int, done: float, anneal: bool) -> float:
+    """Trapezoid: linear warm-up over `warmup` steps, then constant; with `anneal` it falls to zero
+    over the last 40 % of the samples, `done` being the share of them already seen."""
     rate = lr * min(1.0, (step + 1) / max(1, warmup))
-    if anneal:
-        rate *= min(1.0, (1 - step / steps) / 0.4)
-    return rate
+    return rate * min(1.0, (1 - done) / 0.4) if anneal else rate
 
 
 def fit(
@@ -103,9 +100,9 @@ def fit(
             for a module that is not there.
         RuntimeError: started as more than one process, or the loss is not finite.
     """
-    for name, value in (("samples", samples), ("batch_size", batch_size), ("lr", lr)):
-        if not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}")
+    for name, given in (("samples", samples), ("batch_size", batch_size), ("lr", lr)):
+        if not given > 0:
+            raise ValueError(f"{name} must be positive, got {given}")
     weights = {name: list(module.parameters()) for name, module in modules.items()}
     trained = [w for group in weights.values() for w in group if w.requires_grad]
     if not trained:
@@ -114,9 +111,8 @@ def fit(
         raise ValueError(f"rates names {sorted(unknown)}; the modules are {sorted(modules)}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator(
-        mixed_precision="bf16" if bf16 else "no", cpu=not torch.cuda.is_available()
-    )
+    # precision is kept out of Accelerator, whose state could not change for a second run
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
     if accelerator.num_processes > 1:
         raise RuntimeError(f"trains in one process, started as {accelerator.num_processes}")
 
@@ -136,8 +132,9 @@ def fit(
     set_seed(seed)
     if (saved := _saved_state(folder)) is not None:
         accelerator.load_state(str(saved))
+        for average in averages.values():
+            average.decay = ema  # a resumed run may ask for another
 
-    steps = math.ceil(samples / batch_size)
     pause = os.environ.get("ACCEL_PAUSE_FILE")
     logged, saved_at, tallies = time.monotonic(), time.monotonic(), _Tallies()
     stream: Iterator[Any] | None = None
@@ -159,11 +156,11 @@ def fit(
                 for _ in range(progress.step % SEGMENT):
                     next(stream)
             for group in optimizer.param_groups:
-                rate = learning_rate(lr, progress.step, steps, warmup, anneal)
+                rate = learning_rate(lr, progress.step, warmup, progress.seen / samples, anneal)
                 group["lr"] = rate * group["factor"]
-            with accelerator.autocast():
-                value = loss(send_to_device(next(stream), accelerator.device))
-            value, extra = value if isinstance(value, tuple) else (value, {})
+            with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=bf16):
+                made = loss(send_to_device(next(stream), accelerator.device))
+            value, extra = made if isinstance(made, tuple) else (made, {})
             if not torch.isfinite(value):
                 raise RuntimeError(f"the loss is {value.item()} at step {progress.step}: lower lr")
             optimizer.zero_grad(set_to_none=True)

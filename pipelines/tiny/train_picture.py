@@ -19,11 +19,12 @@ from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import load_file, load_model, save_file
 from torch import Tensor
-from torch.nn.functional import l1_loss, max_pool2d, mse_loss
+from torch.nn.functional import l1_loss, mse_loss
 from tqdm.auto import tqdm
 
 from accel.pipelines.tiny import picture, write_manifest
 from accel.pipelines.tiny.loop import fit
+from accel.pipelines.tiny.picture_loss import VelocityLoss
 from accel.pipelines.tiny.scenes import caption, render, sample_scene
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__.split("\n")[0])
@@ -119,12 +120,15 @@ def _tokens(tokenizer, captions: list[str]) -> Tensor:
 def denoiser(
     folder: Folder,
     samples: Annotated[int, typer.Option(help="Latents to train on, repeats counted.")] = 120_000,
-    pictures: Annotated[int, typer.Option(help="Different pictures among them.")] = 32_768,
-    batch: Annotated[int, typer.Option(help="Latents in a batch.")] = 32,
+    pictures: Annotated[int, typer.Option(help="Different pictures among them.")] = 24_576,
+    batch: Annotated[int, typer.Option(help="Latents in a batch.")] = 16,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
     bf16: Annotated[bool, typer.Option(help="Compute in bfloat16.")] = True,
     shift: Annotated[float, typer.Option(help="Above 1, times lean towards noise.")] = 2.0,
     emphasis: Annotated[float, typer.Option(help="Weight of shapes and their edges.")] = 1.0,
+    contrast: Annotated[float, typer.Option(help="Weight of captions with wrong shapes.")] = 0.0,
+    ema: Annotated[float, typer.Option(help="Decay of the averaged weights.")] = 0.99,
+    anneal: Annotated[bool, typer.Option(help="Let the rate fall over the last 40 %.")] = True,
     start: Annotated[Path | None, typer.Option(help="Pipeline to begin with.")] = None,
 ) -> None:
     """Trains U-Net and text encoder to predict velocities, a tenth of the captions emptied."""
@@ -136,25 +140,15 @@ def denoiser(
         load_model(unet, start / "unet" / "diffusion_pytorch_model.safetensors")
         load_model(text_encoder, start / "text_encoder" / "model.safetensors")
     unet.set_attn_processor(AttnProcessor())  # on a CPU the fused backward takes twice as long
-    empty = _tokens(tokenizer, [""])
-
-    def loss(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        latents, tokens = batch
-        drop = torch.rand(len(tokens), 1, device=tokens.device) < 0.1
-        tokens = torch.where(drop, empty.to(tokens.device), tokens)
-        noise = torch.randn_like(latents)
-        # stratified times: the same mean loss with less variance
-        u = (torch.randperm(len(latents)) + torch.rand(len(latents))) / len(latents)
-        times = (1000 * shift * u / (1 + (shift - 1) * u)).long().to(latents.device)
-        noisy = scheduler.add_noise(latents, noise, times)
-        out = unet(noisy, times, text_encoder(tokens).last_hidden_state).sample
-        error = (out.float() - scheduler.get_velocity(latents, noise, times)).square()
-        away = latents - latents.flatten(2).median(-1).values[:, :, None, None]
-        shapes = max_pool2d((away.norm(dim=1, keepdim=True) > 1).float(), 5, stride=1, padding=2)
-        # weighed where all is noise, shapes would be guessed twice rather than missed once
-        seen = scheduler.alphas_cumprod[times.cpu()].sqrt().to(latents.device)[:, None, None, None]
-        weight = 1 + (emphasis - 1) * shapes * seen
-        return (error * weight).mean() / weight.mean(), {"plain": error.mean()}
+    loss = VelocityLoss(
+        unet,
+        text_encoder,
+        tokenizer,
+        scheduler,
+        shift=shift,
+        emphasis=emphasis,
+        contrast=contrast,
+    )
 
     def batches(seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         rng = np.random.default_rng(seed)
@@ -170,6 +164,8 @@ def denoiser(
         samples=samples,
         batch_size=batch,
         lr=lr,
+        ema=ema,
+        anneal=anneal,
         bf16=bf16,
         rates={"text_encoder": 0.1},
     )

@@ -16,6 +16,11 @@ from accel.pipelines.tiny.scenes import COLOURS, GROUNDS, SHAPES
 from accel.pipelines.tiny.train_picture import app, autoencoder_psnr, pictures_of
 
 
+@pytest.fixture(autouse=True)
+def _not_paused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ACCEL_PAUSE_FILE", raising=False)
+
+
 def test_every_caption_word_is_one_token() -> None:
     tokenizer = picture.build_tokenizer()
     for word in (*COLOURS, *SHAPES, *GROUNDS, "a", "and", "on", "background"):
@@ -46,7 +51,7 @@ def test_commands_lead_to_a_pipeline_folder(tmp_path: Path) -> None:
     run, out = tmp_path / "run", tmp_path / "out"
     for command in (
         ["autoencoder", "--samples", "64", "--batch", "8"],
-        ["denoiser", "--samples", "32", "--batch", "8", "--pictures", "64"],
+        ["denoiser", "--samples", "32", "--batch", "8", "--pictures", "64", "--contrast", "0.4"],
         ["export", "--to", str(out)],
     ):
         result = CliRunner().invoke(app, [*command, "--folder", str(run)])
