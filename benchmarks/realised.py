@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,11 +17,10 @@ import torch
 import typer
 from rich.console import Console
 
-from accel.caching import FirstBlockCache, TaylorSeer
-from accel.caching.policies import schedule
 from accel.method import Method
 from accel.plan import describe
 from benchmarks import page, peers
+from benchmarks.budget import TARGETS, residuals, threshold, ways
 from benchmarks.cells import Cells
 from benchmarks.green import green, sources
 from benchmarks.models import Subject
@@ -31,103 +29,10 @@ from benchmarks.paired import Timings
 from benchmarks.rounds import rounds
 from benchmarks.ways import STEPS, ready
 
-TARGETS = (12, 17, 10, 25)  # computed steps of STEPS, the most telling first
 MODELS = ("wan 200 ms", "flux 200 ms")
 PAIRS = 5
 GOAL = 0.97
 console = Console(width=150)
-
-
-def static(make: Callable[[int, int], Any], computed: Callable[[Any], int], target: int) -> Any:
-    """The setting `make(interval, warmup)` that computes `target` steps, with the most warm-up.
-
-    Raises:
-        ValueError: no interval and warm-up give that many.
-    """
-    for warmup in (3, 2, 1, 4, 5):
-        for interval in range(1, STEPS):
-            setting = make(interval, warmup)
-            if computed(setting) == target:
-                return setting
-    raise ValueError(f"no interval computes {target} of {STEPS} steps")
-
-
-def magcache(target: int) -> peers.MagCache:
-    """MagCache told to skip as often as its longest skip allows, so that `target` are computed."""
-
-    def count(longest: int, kept: int) -> int:
-        return kept + (STEPS - kept) // (longest + 1)
-
-    for kept in (3, 2, 1, 4, 5):
-        for longest in range(1, STEPS):
-            if count(longest, kept) == target:
-                ones = (1.0,) * STEPS
-                return peers.MagCache(ones, 1e9, max_skip=longest, retention=kept / STEPS)
-    raise ValueError(f"no longest skip computes {target} of {STEPS} steps")
-
-
-def ways(target: int, threshold: float) -> dict[str, Method | peers.Peer]:
-    """Every method set to compute `target` of the steps, by name."""
-
-    def ours(carrier: Any) -> TaylorSeer:
-        return static(
-            lambda n, w: TaylorSeer(n, warmup=w, carrier=carrier),
-            lambda m: len(schedule(m.policy, STEPS)),
-            target,
-        )
-
-    kept = schedule(ours("output").policy, STEPS)
-    return {
-        "ours: TaylorSeer output": ours("output"),
-        "ours: TaylorSeer hidden": ours("hidden"),
-        "ours: FirstBlockCache": FirstBlockCache(threshold),
-        "diffusers: TaylorSeer lite": static(
-            lambda n, w: peers.TaylorSeer(n, warmup=w), lambda p: len(p.computed(STEPS)), target
-        ),
-        "diffusers: FirstBlockCache": peers.FirstBlockCache(threshold),
-        "diffusers: MagCache": magcache(target),
-        "cache-dit: DBCache F1B0 step mask": peers.CacheDiT(mask=peers.mask(kept, STEPS)),
-    }
-
-
-def residuals(subject: Subject) -> list[list[torch.Tensor]]:
-    """What the first block adds in a plain run: by branch, in the order of calls, then by step."""
-    pipe, found = peers.twin(subject.pipe), []
-    denoiser = getattr(pipe, subject.denoiser)
-    blocks = next(c for c in denoiser.children() if isinstance(c, torch.nn.ModuleList))
-
-    def keep(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        before = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-        found.append((out[1] if isinstance(out, tuple) else out) - before)
-
-    blocks[0].register_forward_hook(keep, with_kwargs=True)
-    subject.run(pipe, STEPS)
-    return [found[branch :: subject.calls] for branch in range(subject.calls)]
-
-
-def computed(branches: list[list[torch.Tensor]], threshold: float) -> float:
-    """Steps, mean over branches, that FirstBlockCache computes if they see these residuals."""
-    count = 0
-    for steps in branches:
-        reference: torch.Tensor | None = None
-        for step in steps:
-            if reference is not None:
-                change = (step - reference).abs().mean() / reference.abs().mean()
-            if reference is None or change >= threshold:
-                reference, count = step, count + 1
-    return count / len(branches)
-
-
-def threshold(branches: list[list[torch.Tensor]], target: int) -> float:
-    """FirstBlockCache's threshold at which nearest to `target` steps of a run are computed.
-
-    Searched on the residuals of a plain run; what a run at it computes is counted afterwards.
-    """
-    low, high = 1e-6, 10.0
-    for _ in range(30):
-        middle = float(np.sqrt(low * high))
-        low, high = (middle, high) if computed(branches, middle) > target else (low, middle)
-    return min((low, high), key=lambda t: abs(computed(branches, t) - target))
 
 
 class Loop:

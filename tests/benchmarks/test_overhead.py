@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from accel.caching import FirstBlockCache, TaylorSeer
 from accel.caching.policies import schedule
-from benchmarks import overhead, peers, realised
+from benchmarks import budget, overhead, peers, realised
 from benchmarks.cells import Cells
 from benchmarks.green import green, sources
 from benchmarks.models import Subject, flux, wan
@@ -91,7 +91,7 @@ def test_measure_and_table(tiny_wan, tmp_path, together):
     )
     assert set(result["ways"]) == {"plain again", "ours: TaylorSeer output", "diffusers: MagCache"}
     for name, way in result["ways"].items():
-        assert way["pairs"] >= 3 and way["ratio_low"] <= way["ratio"] <= way["ratio_high"]
+        assert 1 <= way["pairs"] <= 120 and way["ratio_low"] <= way["ratio"] <= way["ratio_high"]
         assert ("skipped_s" in way) == (name != "plain again")
     overhead.write(cells)
     page = cells.path.with_suffix(".md").read_text()
@@ -108,19 +108,19 @@ def test_goals_are_judged_by_the_whole_interval():
 
 
 def test_settings_that_compute_as_many_steps():
-    for target in realised.TARGETS:
-        found = realised.ways(target, 0.1)
+    for target in budget.TARGETS:
+        found = budget.ways(target, 0.1)
         ours, lite = found["ours: TaylorSeer output"], found["diffusers: TaylorSeer lite"]
         assert len(schedule(ours.policy, STEPS)) == len(lite.computed(STEPS)) == target
         assert sum(found["cache-dit: DBCache F1B0 step mask"].mask) == target
     with pytest.raises(ValueError, match="computes 49 of 50"):
-        realised.static(lambda n, w: (n, w), lambda _: 0, 49)
+        budget.static(lambda n, w: (n, w), lambda _: 0, 49)
 
 
 def test_counted_work_of_every_way_is_that_of_its_steps(tiny_wan):
     pytest.importorskip("cache_dit")
     plain = overhead.flops(tiny_wan, ready(tiny_wan.pipe, None), STEPS)
-    for name, setting in realised.ways(12, 1e9).items():
+    for name, setting in budget.ways(12, 1e9).items():
         share = overhead.flops(tiny_wan, ready(tiny_wan.pipe, setting), STEPS) / plain
         if "output" in name:
             assert share == pytest.approx(12 / STEPS)
@@ -129,10 +129,10 @@ def test_counted_work_of_every_way_is_that_of_its_steps(tiny_wan):
 
 
 def test_threshold_is_searched_for_the_steps_wanted(tiny_wan):
-    branches = realised.residuals(tiny_wan)
+    branches = budget.residuals(tiny_wan)
     assert [len(steps) for steps in branches] == [STEPS, STEPS]
-    assert realised.computed(branches, 0.0) == STEPS and realised.computed(branches, 1e9) == 1
-    limit = realised.threshold(branches, 20)
+    assert budget.computed(branches, 0.0) == STEPS and budget.computed(branches, 1e9) == 1
+    limit = budget.threshold(branches, 20)
     pipe = ready(tiny_wan.pipe, FirstBlockCache(limit))
     tiny_wan.run(pipe, STEPS)
     evaluated = sum(row.action == "computed" for row in pipe.acceleration.report().rows)
@@ -142,8 +142,8 @@ def test_threshold_is_searched_for_the_steps_wanted(tiny_wan):
 def test_residuals_decide_as_counted_by_hand():
     steps = [torch.tensor([v]) for v in (1.0, 1.2, 1.4, 1.6, 2.2, 2.3)]
     # against the last computed: .2 .4* | .14 .57* | .05  -> 0, 2, 4
-    assert realised.computed([steps], 0.3) == 3
-    assert realised.computed([steps, steps[:1]], 0.3) == 2
+    assert budget.computed([steps], 0.3) == 3
+    assert budget.computed([steps, steps[:1]], 0.3) == 2
 
 
 def test_settings_and_work_are_found_once(tiny_wan, tmp_path, monkeypatch):
