@@ -185,11 +185,15 @@ def _best(judged: Sequence[Row]) -> list[str]:
     lines = [f"Best of ours, adherence not fallen (mean change at least −{SLACK}):", ""]
     for ratio in RATIOS:
         row, other = best_of(judged, ratio), best_of(judged, ratio, ours=False)
-        said = "none" if row is None else f"`{row.setting}`, {row.means['psnr']:.2f} dB"
+        shared = min(r.samples for r in (row, other) if r is not None) if row or other else 0
+        said = "none"
+        if row is not None:
+            said = f"`{row.setting}`, {np.mean(row.psnr[:shared]):.2f} dB"
         if other is not None:
-            said += (
-                f"; best of others: {other.row}, `{other.setting}`, {other.means['psnr']:.2f} dB"
-            )
+            said += f"; best of others: {other.row}, `{other.setting}`"
+            said += f", {np.mean(other.psnr[:shared]):.2f} dB"
+        if row is not None and other is not None:
+            said += f" (the same {shared} samples)"
         lines.append(f"- {ratio}× (work at most {limit(ratio):.3f}): {said}")
     return [*lines, ""]
 
