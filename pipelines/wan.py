@@ -7,14 +7,14 @@ MEASURED = "chosen on the shipped shapes-t2v, 50 steps (benchmarks/results/fidel
 
 
 def balanced() -> Plan:
-    """20 of 50 steps."""
-    method = as_method("TaylorSeer", interval=3, warmup=5, last=True, settle=True)
+    """26 of 50 steps."""
+    method = as_method("TaylorSeer", interval=2, warmup=2, last=True, settle=True)
     return Plan((method,), "balanced", MEASURED)
 
 
 def fast() -> Plan:
-    """14 of 50 steps."""
-    method = as_method("TaylorSeer", interval=5, warmup=5, last=True, settle=True)
+    """18 of 50 steps."""
+    method = as_method("TaylorSeer", interval=3, warmup=2, last=True, settle=True)
     return Plan((method,), "fast", MEASURED)
 
 
