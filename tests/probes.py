@@ -12,6 +12,7 @@ import torch
 
 from accel.caching import TaylorSeer
 from accel.method import Method, Site
+from accel.patch import Scope, Slot, active
 from accel.step import Step
 from tests.tiny_pipelines import call, make
 
@@ -107,3 +108,27 @@ def footprint(pipe: Any) -> dict[str, Any]:
             if hasattr(module, "__dict__"):
                 found[f"{key}.{name}"] = (type(module), sorted(vars(module)))
     return found
+
+
+def handlers(pipe):
+    """How many handlers wait in the slots of the pipeline's modules, scheduler and itself."""
+    owners = [pipe, pipe.scheduler]
+    for part in pipe.components.values():
+        owners += part.modules() if isinstance(part, torch.nn.Module) else []
+    slots = {slot for o in owners for name in vars(o) if (slot := Slot.of(o, name)) is not None}
+    return len(slots), sum(len(c.handlers) for slot in slots for c in slot.chains.values())
+
+
+class Running:
+    """The extent of a run, for tests that have no pipeline."""
+
+    def __init__(self, key):
+        self.scope = Scope(key, active.get())
+
+    def __enter__(self):
+        active.set(self.scope)
+        return self.scope
+
+    def __exit__(self, *exception):
+        self.scope.live = False
+        active.set(self.scope.outer)

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import accel
-from accel import Plan, accelerated
+from accel import Plan
 from accel.caching import DeepCache, FirstBlockCache, TaylorSeer
 from accel.method import Method
-from accel.patch import CALL, PatchConflict, Slot
-from tests.probes import HALF, Watch, computed, footprint, plain, skipped
+from accel.patch import CALL, PatchConflict
+from tests.probes import HALF, Watch, computed, footprint, handlers, plain, skipped
 from tests.tiny_pipelines import NAMES, call, make
 
 NOTHING = Plan(())
@@ -34,15 +34,6 @@ class Fails(Method):
 
     def expect(self, site, steps):
         return "fails"
-
-
-def handlers(pipe):
-    """How many handlers wait in the slots of the pipeline's modules, scheduler and itself."""
-    owners = [pipe, pipe.scheduler]
-    for part in pipe.components.values():
-        owners += part.modules() if isinstance(part, torch.nn.Module) else []
-    slots = {slot for o in owners for name in vars(o) if (slot := Slot.of(o, name)) is not None}
-    return len(slots), sum(len(c.handlers) for slot in slots for c in slot.chains.values())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -195,56 +186,6 @@ def test_recipes_of_every_family(name, recipe):
 def test_without_arguments_the_balanced_recipe_is_enabled():
     pipe = make("wan")
     assert pipe.enable_acceleration().plan.name == "balanced"
-
-
-def test_accelerated_is_undone_on_leaving_also_by_an_exception():
-    pipe = make("wan")
-    call(pipe, "wan")
-    before = footprint(pipe)
-    with accelerated(pipe, HALF) as state:
-        assert pipe.acceleration is state
-        assert torch.equal(call(pipe, "wan"), skipped("wan"))
-    assert footprint(pipe) == before and not pipe.acceleration
-    with pytest.raises(ZeroDivisionError), accelerated(pipe, HALF):
-        raise ZeroDivisionError
-    assert footprint(pipe) == before
-    assert torch.equal(call(pipe, "wan"), plain("wan"))
-
-
-def test_accelerated_restores_what_was_enabled_before():
-    pipe = make("wan")
-    pipe.enable_acceleration(HALF)
-    once = handlers(pipe)
-    with pytest.raises(ZeroDivisionError), accelerated(pipe, THIRD):
-        assert not torch.equal(call(pipe, "wan"), skipped("wan"))
-        raise ZeroDivisionError
-    assert pipe.acceleration.plan == Plan((HALF,)) and handlers(pipe) == once
-    assert torch.equal(call(pipe, "wan"), skipped("wan"))
-
-
-def test_accelerated_restores_the_family_that_was_named():
-    pipe = make("sdxl")
-    assert pipe.enable_acceleration(HALF).family.name == "sdxl"
-    assert pipe.enable_acceleration(HALF, family="sd").family.name == "sd"
-    with accelerated(pipe, THIRD) as state:
-        assert state.family.name == "sdxl"
-    assert pipe.acceleration.family.name == "sd"
-
-
-def test_accelerated_nests():
-    pipe = make("wan")
-    with accelerated(pipe, HALF):
-        with accelerated(pipe, THIRD):
-            assert pipe.acceleration.plan == Plan((THIRD,))
-        assert pipe.acceleration.plan == Plan((HALF,))
-    assert not pipe.acceleration
-
-
-def test_disabled_inside_of_accelerated_is_harmless():
-    pipe = make("wan")
-    with accelerated(pipe, HALF):
-        pipe.disable_acceleration()
-    assert not pipe.acceleration and handlers(pipe) == (0, 0)
 
 
 def test_a_plain_pipeline_has_no_acceleration():

@@ -1,17 +1,16 @@
 """PatchStack: everything is given back, in any order, and nothing else is disturbed."""
 
-import contextvars
 import copy
 import gc
 import inspect
 import pickle
-import threading
 import weakref
 
 import pytest
 import torch
 
-from accel.patch import CALL, PatchConflict, PatchStack, Scope, active, active_key, is_compiled
+from accel.patch import CALL, PatchConflict, PatchStack, is_compiled
+from tests.probes import Running
 
 
 class Thing:
@@ -20,21 +19,6 @@ class Thing:
     def step(self, value: int, scale: int = 1) -> int:
         """Doc of step."""
         return value * scale
-
-
-class Running:
-    """The extent of a run, for tests that have no pipeline."""
-
-    def __init__(self, key):
-        self.scope = Scope(key, active.get())
-
-    def __enter__(self):
-        active.set(self.scope)
-        return self.scope
-
-    def __exit__(self, *exception):
-        self.scope.live = False
-        active.set(self.scope.outer)
 
 
 def adding(amount):
@@ -280,37 +264,3 @@ def test_an_error_is_noted_with_method_and_module(layer, x):
         layer(x)
     notes = ["accel: Inner on transformer.blocks.3", "accel: Outer on transformer"]
     assert caught.value.__notes__ == notes
-
-
-def test_scopes_nest_and_come_back():
-    with Running("a"):
-        with Running("b"):
-            assert active_key() == "b"
-        assert active_key() == "a"
-    assert active_key() is None
-
-
-def test_a_scope_ended_from_another_thread_is_dead_here():
-    outer = Scope("a", None)
-    inner = Scope("b", outer)
-
-    def here():
-        active.set(inner)
-        ending = threading.Thread(target=setattr, args=(inner, "live", False))
-        ending.start()
-        ending.join()
-        assert active_key() == "a"
-        outer.live = False
-        assert active_key() is None
-
-    contextvars.copy_context().run(here)
-
-
-def test_another_thread_sees_no_run():
-    seen = []
-    with Running("a"):
-        thread = threading.Thread(target=lambda: seen.append(active_key()))
-        thread.start()
-        thread.join()
-        assert active_key() == "a"
-    assert seen == [None]
