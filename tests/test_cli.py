@@ -57,7 +57,7 @@ def accel(*arguments: str):
 
 @pytest.mark.parametrize("model, suffix", [("wan", "mp4"), ("sd", "png")])
 def test_compare_as_json(models, model, suffix):
-    options = SHORT if model == "wan" else [*SMALL, "--steps", "5"]
+    options = SHORT if model == "wan" else [*SMALL, "--steps", "10"]
     place = ["--model", str(models / model), "--out", "made"]
     result = accel("generate", PROMPT, *place, "--compare", "--json", "--seed", "4", *options)
     assert result.exit_code == 0, result.stderr
