@@ -143,7 +143,7 @@ class Report:
         axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
         used = [a for a in COLOURS if any(r.action == a for r in self.rows)]
         handles = [axes[0].bar([0], [0], color=COLOURS[a]) for a in used]
-        figure.legend(handles, used, loc="outside upper right", ncols=3, frameon=False)
+        figure.legend(handles, used, loc="outside lower right", ncols=3, frameon=False)
         figure.suptitle(
             f"{self.methods}: {self.computed_fraction:.0%} of the {self.basis} computed",
             x=0.01,

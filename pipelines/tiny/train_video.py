@@ -215,6 +215,7 @@ def main(
     muon: float = typer.Option(4.0, help="Rate of the hidden matrices, in units of lr."),
     bf16: bool = True,
     compiled: bool = typer.Option(False, help="Compile the transformer's blocks."),
+    start: Path | None = typer.Option(None, help="Pipeline folder to begin with."),
     into: Path | None = typer.Option(
         None, "--export", help="Write the pipeline here and train no more."
     ),
@@ -225,6 +226,9 @@ def main(
         return
     data = Latents(folder / "latents", autoencoder, scenes)
     transformer, encoder = untrained()
+    if start is not None:
+        load_model(transformer, str(start / "transformer" / "diffusion_pytorch_model.safetensors"))
+        load_model(encoder, str(start / "text_encoder" / "model.safetensors"))
     if compiled:
         transformer.compile_repeated_blocks()
     with Muon(hidden_matrices(transformer.blocks, encoder.encoder.block), ratio=muon):
