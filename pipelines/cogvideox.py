@@ -1,20 +1,8 @@
 """CogVideoX (text and image to video)."""
 
 from accel.family import Blocks, Family
-from accel.plan import Plan, as_method
 
-PUBLISHED = "published settings, not measured here"
-
-
-def balanced() -> Plan:
-    """FirstBlockCache at ParaAttention's threshold for video models."""
-    return Plan((as_method("FirstBlockCache", threshold=0.06),), "balanced", PUBLISHED)
-
-
-def fast() -> Plan:
-    """TaylorSeer at its released setting for video models, on the denoiser's output."""
-    return Plan((as_method("TaylorSeer", interval=5, order=1, warmup=1),), "fast", PUBLISHED)
-
+from .published import balanced, fast
 
 FAMILY = Family(
     name="cogvideox",
