@@ -71,7 +71,7 @@ def detail(name: str) -> Group:
         kind = _type(annotation)
         row = (default, kind, meanings.get(field.name, ""))
         fields.add_row(field.name, *map(Text, row))
-    excluded = f"; not together with {', '.join(method.excludes)}" if method.excludes else ""
+    excluded = f"; not together with other {method.claims} methods" if method.claims else ""
     place = f"level {method.level}; families: {', '.join(families_of(method))}{excluded}"
     parts: list[Any] = [
         Text.assemble((method.__name__, "bold cyan"), f"  {heading}"),

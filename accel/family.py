@@ -20,6 +20,13 @@ class Blocks:
         returns: the same streams in the order in which a block returns them.
         modules: submodules whose outputs a `module` carrier forecasts (before the gate).
         idle: submodules whose output feeds nothing but one of `modules`.
+        batched: arguments with one entry per sample along their first axis, beside the streams;
+            None where that is not known. The others are shared by the batch.
+        modulation: (kind, path of the norm, argument that holds the time embedding) of the input
+            of the first attention: kind "norm" calls the norm with both, "table" adds the block's
+            `scale_shift_table` to the embedding and takes shift and scale from the front.
+        attention: kind of each attention module in `modules`: "spatial" (within a frame),
+            "temporal" (across frames), "self" (both at once) or "cross" (to the text alone).
     """
 
     path: str
@@ -27,6 +34,11 @@ class Blocks:
     returns: tuple[str, ...]
     modules: tuple[str, ...] = ()
     idle: tuple[str, ...] = ()
+    batched: tuple[str, ...] | None = None
+    modulation: tuple[Literal["norm", "table"], str, str] | None = None
+    attention: Mapping[str, Literal["spatial", "temporal", "self", "cross"]] = field(
+        default_factory=dict
+    )
 
 
 @dataclass(frozen=True)

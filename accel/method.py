@@ -38,12 +38,12 @@ class Method(abc.ABC):
     Class attributes:
         level: what the method acts on, one of `LEVELS`.
         kinds: kinds of family it works on.
-        excludes: class names of methods it cannot be combined with.
+        claims: what it alone decides; two methods with the same claim cannot be combined.
     """
 
     level: ClassVar[str]
     kinds: ClassVar[tuple[str, ...]] = ("transformer", "unet")
-    excludes: ClassVar[tuple[str, ...]] = ()
+    claims: ClassVar[str] = ""
 
     @abc.abstractmethod
     def install(self, site: Site) -> None:

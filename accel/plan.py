@@ -43,13 +43,13 @@ class Plan:
         for i, first in enumerate(self.methods):
             for second in self.methods[i + 1 :]:
                 names = type(first).__name__, type(second).__name__
-                if names[1] in first.excludes or names[0] in second.excludes:
-                    raise ValueError(
-                        f"{names[0]} and {names[1]} cannot be combined: both decide at level "
-                        f"{first.level!r} which steps are computed; enable one of them"
-                    )
                 if names[0] == names[1]:
                     raise ValueError(f"{names[0]} is given twice; give it once")
+                if first.claims and first.claims == second.claims:
+                    raise ValueError(
+                        f"{names[0]} and {names[1]} cannot be combined: both are {first.claims} "
+                        f"methods and decide which steps are computed; enable one of them"
+                    )
 
     def __str__(self) -> str:
         return " + ".join(describe(m) for m in self.methods) or "nothing"

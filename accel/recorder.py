@@ -93,7 +93,7 @@ class Recorder:
         self._complete = run.index >= run.total > 0 and not run.failed
         if not self._complete:
             return
-        used = {call.skipped for call in self._calls}
+        used = {name for call in self._calls for name in call.skipped}
         for method, names in self.owners.items():
             if not used & set(names):
                 warnings.warn(
@@ -136,7 +136,8 @@ class Recorder:
         )
 
     def _row(self, call: Call) -> Row:
-        skipped = None if call.skipped is None else self.skips[call.skipped][call.denoiser]
         step = call.step
-        work = self._work[call.denoiser].without(skipped)
+        work, counted = 1.0, self._work[call.denoiser]
+        for name, share in call.skipped.items():
+            work -= share * counted.share(self.skips[name][call.denoiser])
         return Row(step.index, step.sigma, step.branch, call.denoiser, call.action, work)

@@ -44,17 +44,22 @@ class Step:
 
 @dataclass
 class Call:
-    """What became of one evaluation; methods write `action` and `skipped`, the report keeps it.
+    """What became of one evaluation; methods write it by `leave_out`, the report keeps it.
 
     Attributes:
         action: "computed", "forecast" or "reused".
-        skipped: name of the skip set that was left out (`Report.skips`), or None.
+        skipped: skip sets left out (`Recorder.skips`), with the share of each that was: below 1
+            where some rows of a batch, or some tokens, were computed.
     """
 
     step: Step
     denoiser: str
     action: str = "computed"
-    skipped: str | None = None
+    skipped: dict[str, float] = field(default_factory=dict)
+
+    def leave_out(self, name: str, action: str, share: float = 1.0) -> None:
+        """Note that `share` of the skip set `name` is not computed in this call."""
+        self.action, self.skipped[name] = action, share
 
 
 @dataclass(eq=False)

@@ -30,18 +30,16 @@ class Work:
     modules: Mapping[str, int]
     basis: str
 
-    def without(self, skipped: Iterable[str] | None) -> float:
-        """Fraction of a full evaluation that is left when `skipped` modules do not run.
+    def share(self, modules: Iterable[str]) -> float:
+        """Fraction of a full evaluation that is spent in `modules`.
 
         Args:
-            skipped: module paths, none inside another; "" is the whole denoiser.
+            modules: module paths, none inside another; "" is the whole denoiser.
         """
-        if skipped is None:
-            return 1.0
-        names = list(skipped)
+        names = list(modules)
         if "" in names or not self.total:
-            return 0.0
-        return 1.0 - sum(self.modules.get(n, 0) for n in names) / self.total
+            return 1.0
+        return sum(self.modules.get(n, 0) for n in names) / self.total
 
 
 def shapes_of(values: Any) -> Any:

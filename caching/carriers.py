@@ -53,7 +53,7 @@ class Carrier:
             call = self.site.clock.call
             assert call is not None
             several = any(len(h.anchors) > 1 for h in state.histories.values())
-            call.action, call.skipped = "forecast" if several else "reused", self.label
+            call.leave_out(self.label, "forecast" if several else "reused")
 
     def keep(self, path: str, value: Any) -> None:
         state, index = self.cache.current, self.site.clock.step.index

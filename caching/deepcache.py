@@ -38,7 +38,7 @@ class DeepCache(Method):
 
     level: ClassVar[str] = "blocks"
     kinds: ClassVar[tuple[str, ...]] = ("unet",)
-    excludes: ClassVar[tuple[str, ...]] = ("TaylorSeer", "FirstBlockCache")
+    claims: ClassVar[str] = "caching"
 
     def __post_init__(self) -> None:
         listed = self.steps

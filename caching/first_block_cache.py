@@ -36,7 +36,7 @@ class FirstBlockCache(Method):
 
     level: ClassVar[str] = "blocks"
     kinds: ClassVar[tuple[str, ...]] = ("transformer",)
-    excludes: ClassVar[tuple[str, ...]] = ("TaylorSeer", "DeepCache")
+    claims: ClassVar[str] = "caching"
 
     def __post_init__(self) -> None:
         check_fields(self, threshold=(self.threshold >= 0, "0 or more"))
@@ -99,7 +99,7 @@ class _Span:
         else:
             call_now = self.site.clock.call
             assert call_now is not None
-            call_now.action, call_now.skipped = "reused", self.label
+            call_now.leave_out(self.label, "reused")
         return value
 
     def _steady(self, residual: torch.Tensor, reference: torch.Tensor) -> bool:

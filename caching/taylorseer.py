@@ -44,7 +44,7 @@ class TaylorSeer(Method):
     settle: bool = False
 
     level: ClassVar[str] = "step"
-    excludes: ClassVar[tuple[str, ...]] = ("FirstBlockCache", "DeepCache")
+    claims: ClassVar[str] = "caching"
 
     def __post_init__(self) -> None:
         check_fields(

@@ -17,9 +17,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 
 def hidden_matrices(*modules: nn.Module) -> list[nn.Parameter]:
-    """Weights of the linear layers in `modules`, the ones Muon is meant for."""
-    layers = [layer for m in modules for layer in m.modules() if isinstance(layer, nn.Linear)]
-    return [layer.weight for layer in layers]
+    """Weights of the linear and convolution layers in `modules`, the ones Muon is meant for."""
+    kinds = (nn.Linear, nn.Conv2d)
+    return [layer.weight for m in modules for layer in m.modules() if isinstance(layer, kinds)]
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
@@ -64,11 +64,12 @@ class Muon:
         for shape, weights in self._groups.items():
             if id(weights[0]) not in rates or weights[0].grad is None:
                 continue
-            gradient = torch.stack([w.grad for w in weights if w.grad is not None])
+            # a convolution is the matrix from all its inputs to its outputs
+            gradient = torch.stack([w.grad.flatten(1) for w in weights if w.grad is not None])
             buffer = self._buffers.setdefault(shape, torch.zeros_like(gradient))
             buffer.lerp_(gradient, 1 - self.momentum)
             update = orthogonalised(gradient.lerp(buffer, self.momentum))
-            size = 0.2 * max(shape) ** 0.5 * self.ratio * rates[id(weights[0])]
+            size = 0.2 * max(gradient.shape[1:]) ** 0.5 * self.ratio * rates[id(weights[0])]
             for weight, change in zip(weights, update, strict=True):
-                weight.sub_(change, alpha=size)
+                weight.sub_(change.view_as(weight), alpha=size)
                 weight.grad = None

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from accel.pipelines.tiny import picture, write_manifest
 from accel.pipelines.tiny.loop import fit
+from accel.pipelines.tiny.muon import Muon, hidden_matrices
 from accel.pipelines.tiny.picture_loss import VelocityLoss
 from accel.pipelines.tiny.scenes import caption, render, sample_scene
 
@@ -128,6 +129,7 @@ def denoiser(
     emphasis: Annotated[float, typer.Option(help="Weight of shapes and their edges.")] = 1.0,
     contrast: Annotated[float, typer.Option(help="Weight of captions with wrong shapes.")] = 0.0,
     ema: Annotated[float, typer.Option(help="Decay of the averaged weights.")] = 0.99,
+    muon: Annotated[float, typer.Option(help="Rate of hidden matrices, in units of lr.")] = 4.0,
     anneal: Annotated[bool, typer.Option(help="Let the rate fall over the last 40 %.")] = True,
     start: Annotated[Path | None, typer.Option(help="Pipeline to begin with.")] = None,
 ) -> None:
@@ -156,19 +158,21 @@ def denoiser(
             rows = torch.from_numpy(rng.integers(len(data["latents"]), size=batch))
             yield data["latents"][rows].float(), data["tokens"][rows].long()
 
-    fit(
-        {"unet": unet, "text_encoder": text_encoder},
-        loss,
-        batches,
-        folder=folder / "denoiser",
-        samples=samples,
-        batch_size=batch,
-        lr=lr,
-        ema=ema,
-        anneal=anneal,
-        bf16=bf16,
-        rates={"text_encoder": 0.1},
-    )
+    hidden = hidden_matrices(unet.down_blocks, unet.mid_block, unet.up_blocks)
+    with Muon(hidden, ratio=muon):
+        fit(
+            {"unet": unet, "text_encoder": text_encoder},
+            loss,
+            batches,
+            folder=folder / "denoiser",
+            samples=samples,
+            batch_size=batch,
+            lr=lr,
+            ema=ema,
+            anneal=anneal,
+            bf16=bf16,
+            rates={"text_encoder": 0.1},
+        )
 
 
 @app.command()

@@ -40,21 +40,21 @@ def test_products_are_counted_by_hand():
     assert work.basis == "flops"
     assert work.modules["first"] == 2 * 3 * 4 * 8 and work.modules["second"] == 2 * 3 * 8 * 2
     assert work.total == work.modules["first"] + work.modules["second"] == 288
-    assert work.without(None) == 1 and work.without([""]) == 0
-    assert work.without(["first"]) == pytest.approx(96 / 288)
-    assert work.without(["second", "first"]) == 0
-    assert work.without(["no such module"]) == 1
+    assert work.share([]) == 0 and work.share([""]) == 1
+    assert work.share(["first"]) == pytest.approx(192 / 288)
+    assert work.share(["second", "first"]) == 1
+    assert work.share(["no such module"]) == 0
 
 
 def test_parameters_stand_in_where_values_decide():
     work = count_flops(Asks(), *shapes_of(((torch.ones(3, 4),), {})))
     assert work == count_parameters(Asks()) and work.basis == "parameters"
     assert work.total == 4 * 8 + 8 + 8 * 2 + 2 and work.modules["first"] == 40
-    assert work.without(["second"]) == pytest.approx(40 / 58)
+    assert work.share(["second"]) == pytest.approx(18 / 58)
 
 
 def test_a_model_without_work_leaves_nothing():
-    assert Work(0, {}, "flops").without(["x"]) == 0
+    assert Work(0, {}, "flops").share(["x"]) == 1
 
 
 def test_counting_computes_and_changes_nothing():
