@@ -25,8 +25,8 @@ class Blocks:
         modulation: (kind, path of the norm, argument that holds the time embedding) of the input
             of the first attention: kind "norm" calls the norm with both, "table" adds the block's
             `scale_shift_table` to the embedding and takes shift and scale from the front.
-        attention: kind of each attention module in `modules`: "spatial" (within a frame),
-            "temporal" (across frames), "self" (both at once) or "cross" (to the text alone).
+        attention: kind of each attention module: "spatial" (within a frame), "temporal" (across
+            frames), "self" (both at once, also with the text) or "cross" (to the text alone).
     """
 
     path: str

@@ -13,6 +13,7 @@ FAMILY = Family(
             streams=("hidden_states", "encoder_hidden_states"),
             returns=("hidden_states", "encoder_hidden_states"),
             modules=("attn1", "ff"),
+            attention={"attn1": "self"},
         ),
     ),
     axes={

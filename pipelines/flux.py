@@ -28,6 +28,7 @@ FAMILY = Family(
             streams=STREAMS,
             returns=RETURNS,
             modules=("attn", "ff", "ff_context"),
+            attention={"attn": "self"},
         ),
         Blocks(
             "single_transformer_blocks",
@@ -35,6 +36,7 @@ FAMILY = Family(
             returns=RETURNS,
             modules=("proj_out",),
             idle=("attn", "proj_mlp", "act_mlp"),
+            attention={"attn": "self"},
         ),
     ),
     axes={

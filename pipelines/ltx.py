@@ -13,6 +13,7 @@ FAMILY = Family(
             streams=("hidden_states",),
             returns=("hidden_states",),
             modules=("attn1", "attn2", "ff"),
+            attention={"attn1": "self", "attn2": "cross"},
         ),
     ),
     axes={

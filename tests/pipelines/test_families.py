@@ -67,7 +67,7 @@ def test_blocks_run_in_the_stated_order_and_modules_exist(name):
     order, stated = [], family.flat_blocks(denoiser)
     for path, block, blocks in stated:
         block.register_forward_hook(lambda *_, path=path: order.append(path))
-        for part in (*blocks.modules, *blocks.idle):
+        for part in (*blocks.modules, *blocks.idle, *blocks.attention):
             block.get_submodule(part)
     call(pipe, name, steps=1, guidance=1.0)
     assert order == [path for path, _, _ in stated]
