@@ -5,14 +5,16 @@ if not __name__.startswith("accel."):
 
 from accel.method import Method
 
+from .dbcache import DBCache
 from .deepcache import DeepCache
 from .first_block_cache import FirstBlockCache
 from .taylorseer import TaylorSeer
 
 METHODS: dict[str, type[Method]] = {
+    "DBCache": DBCache,
     "DeepCache": DeepCache,
     "FirstBlockCache": FirstBlockCache,
     "TaylorSeer": TaylorSeer,
 }
 
-__all__ = ["METHODS", "DeepCache", "FirstBlockCache", "TaylorSeer"]
+__all__ = ["METHODS", "DBCache", "DeepCache", "FirstBlockCache", "TaylorSeer"]

@@ -22,7 +22,7 @@ class Streams:
                     f"{type(block).__name__}.forward takes no argument {stream!r}, which its "
                     f"family states; this version of diffusers is not supported for it"
                 )
-        self._spec = spec
+        self._spec, self._names = spec, names
         self._positions = {stream: names.index(stream) for stream in spec.streams}
 
     def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], stream: str) -> Any:
@@ -54,3 +54,47 @@ class Streams:
             replaced[s] if s in replaced else self.read(args, kwargs, s) for s in self._spec.returns
         )
         return values[0] if len(values) == 1 else values
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The streams, by the names of the block's arguments."""
+        return self._spec.streams
+
+    def check_selectable(self) -> None:
+        """Raise ValueError if the family does not say which arguments the batch does not share."""
+        if self._spec.batched is None:
+            raise ValueError(
+                "which arguments of this model's blocks hold one entry per sample is not known, "
+                "so samples of a batch cannot decide apart; set per_sample=False, or run samples "
+                "one by one"
+            )
+
+    def select(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], rows: torch.Tensor
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """A block's arguments for some `rows` (R,) of the batch."""
+        apart = {*self._spec.streams, *(self._spec.batched or ())}
+        picked = tuple(
+            _rows(value, rows) if name in apart else value
+            for name, value in zip(self._names, args, strict=False)
+        )
+        named = {k: _rows(v, rows) if k in apart else v for k, v in kwargs.items()}
+        return picked, named
+
+    def merge(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], value: Any, rows: torch.Tensor
+    ) -> Any:
+        """What the block would have returned: `value` at `rows`, elsewhere what came in."""
+        found = {}
+        for stream in self._spec.returns:
+            whole = self.read(args, kwargs, stream).clone()
+            found[stream] = whole.index_copy_(0, rows, self.pick(value, stream))
+        return self.through(args, kwargs, found)
+
+
+def _rows(value: Any, rows: torch.Tensor) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value if value.shape[0] == 1 else value.index_select(0, rows)
+    if isinstance(value, tuple | list):
+        return type(value)(_rows(v, rows) for v in value)
+    return value

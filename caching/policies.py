@@ -74,6 +74,31 @@ class Listed:
         return index in self.steps
 
 
+@dataclass(frozen=True)
+class Bins:
+    """Computed and cached stretches in turn, stretched from their own number of steps to the run's.
+
+    The last step is always computed, as cache-dit's masks have it.
+    """
+
+    computed: Sequence[int]
+    cached: Sequence[int]
+
+    def computes(self, index: int, total: int) -> bool:
+        if index in (0, total - 1):
+            return True
+        position = index * (sum(self.computed) + sum(self.cached)) // total
+        for i, length in enumerate(self.computed):
+            if position < length:
+                return True
+            position -= length
+            pause = self.cached[i] if i < len(self.cached) else 0
+            if position < pause:
+                return False
+            position -= pause
+        return True
+
+
 def schedule(policy: Policy, total: int) -> list[int]:
     """The steps that `policy` computes in a run of `total` steps."""
     return [i for i in range(total) if policy.computes(i, total)]

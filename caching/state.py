@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
@@ -83,23 +84,42 @@ def combine(weights: list[float], values: tuple[Any, ...]) -> Any:
     return total.to(first.dtype)
 
 
+@dataclass
+class Tally:
+    """What a threshold counted: the change so far, skips in a row, skips in the run."""
+
+    change: float = 0.0
+    streak: int = 0
+    skipped: int = 0
+
+
 class State:
-    """One branch at one shape in one run.
+    """One branch at one shape in one run, or a part of its batch that decides for itself.
 
     Attributes:
         first: step index at which the denoiser was first called in this way.
         compute: the decision for the call going on.
+        rows: the rows of the batch this part has, (R,); None for all.
+        parts: what decides apart, if anything does.
     """
 
-    def __init__(self, first: int, weights: Weights, length: int) -> None:
-        self.first, self.compute = first, True
-        self._new: Callable[[], History] = lambda: History(weights, length)
+    def __init__(
+        self, first: int, weights: Weights, length: int, rows: torch.Tensor | None = None
+    ) -> None:
+        self.first, self.compute, self.rows = first, True, rows
+        self._weights, self._length = weights, length
         self.histories: dict[str, History] = {}
         self.extra: dict[str, Any] = {}
+        self.parts: list[State] = []
+        self.tally = Tally()
+
+    def part(self, rows: torch.Tensor | None) -> State:
+        """A new state for some rows of this one's batch."""
+        return State(self.first, self._weights, self._length, rows)
 
     def keep(self, name: str, index: int, value: Any) -> None:
         if name not in self.histories:
-            self.histories[name] = self._new()
+            self.histories[name] = History(self._weights, self._length)
         self.histories[name].keep(index, value)
 
     @property
@@ -108,7 +128,8 @@ class State:
 
     def bytes(self) -> int:
         extra = sum(v.nbytes for v in self.extra.values() if _is_tensor(v))
-        return extra + sum(h.bytes() for h in self.histories.values())
+        own = extra + sum(h.bytes() for h in self.histories.values())
+        return own + sum(part.bytes() for part in self.parts)
 
 
 class Cache:

@@ -100,15 +100,19 @@ def test_on_frozen_input_a_skipped_step_equals_a_full_one(row, name, guidance):
 
 @full
 def test_a_batch_decides_as_its_samples_alone(row, name):
-    if not row.static:
-        assert "batch share" in " ".join(type(row.method).__doc__.split())
+    if row.shared:
+        assert "samples share their decisions" in " ".join(type(row.method).__doc__.split())
         return
     pair = clean(row.method, name, prompt=PROMPTS, seed=(0, 1))
     scale = pair.latents.std()
-    for i, latents in enumerate(pair.latents.split(len(pair.latents) // 2)):
-        alone = clean(row.method, name, prompt=PROMPTS[i], seed=i)
+    alones = [clean(row.method, name, prompt=PROMPTS[i], seed=i) for i in range(2)]
+    for alone, latents in zip(alones, pair.latents.split(len(pair.latents) // 2), strict=True):
         torch.testing.assert_close(latents / scale, alone.latents / scale, rtol=1e-4, atol=1e-4)
-        assert [r.action for r in alone.report.rows] == [r.action for r in pair.report.rows]
+        if row.static:
+            assert [r.action for r in alone.report.rows] == [r.action for r in pair.report.rows]
+    if not row.static:
+        fractions = [r.report.computed_fraction for r in (pair, *alones)]
+        assert fractions[0] == pytest.approx(sum(fractions[1:]) / 2, abs=1e-3)
 
 
 @full

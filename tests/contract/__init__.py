@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from accel.caching import DeepCache, FirstBlockCache, TaylorSeer
+from accel.caching import DBCache, DeepCache, FirstBlockCache, TaylorSeer
 from accel.method import Method
 
 TRANSFORMERS = ("wan", "wan22", "wan_i2v", "flux", "flux_distilled", "cogvideox", "ltx")
@@ -22,6 +22,7 @@ class Row:
         full: those that get every clause, one with fused and one with separate guidance if any.
         frozen: on repeated input a skipped step equals a full one "exactly" or to "rounding".
         static: which steps are skipped does not depend on the samples.
+        shared: samples of a batch decide together, and the help says so.
     """
 
     method: Method
@@ -30,6 +31,7 @@ class Row:
     full: tuple[str, ...]
     frozen: str = "exactly"
     static: bool = True
+    shared: bool = False
 
     def __str__(self) -> str:
         return "-".join(str(v) for v in (type(self.method).__name__, *vars(self.method).values()))
@@ -67,6 +69,30 @@ ROWS = (
         ("flux", "ltx"),
         frozen="rounding",
         static=False,
+    ),
+    Row(
+        FirstBlockCache(threshold=0.4, per_sample=False),
+        FirstBlockCache(threshold=0, per_sample=False),
+        ("wan",),
+        ("cogvideox",),
+        frozen="rounding",
+        static=False,
+        shared=True,
+    ),
+    Row(
+        DBCache(threshold=0.5, front=1, back=1, order=1, warmup=2),
+        DBCache(threshold=0, front=1, back=1),
+        TRANSFORMERS,
+        ("flux", "wan"),
+        frozen="rounding",
+        static=False,
+    ),
+    Row(
+        DBCache(steps=(0, 1, 3), front=2, warmup=1),
+        DBCache(steps=(0, 1, 2, 3, 4), front=2),
+        ("wan", "flux"),
+        ("cogvideox", "ltx"),
+        frozen="rounding",
     ),
     Row(DeepCache(interval=2, branch=1), DeepCache(interval=1), UNETS, ("sd", "sdxl")),
     Row(DeepCache(steps=(0, 3), branch=4), DeepCache(steps=(0, 1, 2, 3, 4)), UNETS, ("sd",)),

@@ -1,0 +1,140 @@
+"""Deciding as it goes: how much something changed, and who of a batch may skip.
+
+A batch is cut into parts that decide apart: one per sample (rows of both halves of a guided batch
+together), or a single one where the published mean over the batch is asked for. Only one transfer
+to the host is made per decision, whatever the size of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from accel.method import Site
+
+from .state import State
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """When a change is small enough to skip.
+
+    Attributes:
+        limit: changes below it may be skipped; 0 skips nothing.
+        accumulate: add changes up since the last computed step, instead of judging each alone.
+        warmup: first steps, all computed.
+        tail: last steps, all computed.
+        longest: most skipped steps in a row.
+        most: most skipped steps in a run.
+    """
+
+    limit: float
+    accumulate: bool = False
+    warmup: int = 1
+    tail: int = 0
+    longest: int | None = None
+    most: int | None = None
+
+    def free(self, index: int, total: int) -> bool:
+        """Whether step `index` of `total` may be skipped at all."""
+        return self.limit > 0 and self.warmup <= index < total - self.tail
+
+    def skips(self, part: State, change: float) -> bool:
+        """Decide for one part, and count."""
+        told = part.tally
+        told.change = told.change + change if self.accumulate else change
+        small = told.change < self.limit
+        rested = self.longest is not None and told.streak >= self.longest
+        spent = self.most is not None and told.skipped >= self.most
+        return small and not rested and not spent
+
+
+def parts_of(state: State, site: Site, batch: int, per_sample: bool) -> list[State]:
+    """The parts of a state for `batch` rows, made if there are none; with their rows."""
+    if not state.parts:
+        halves = _halves(site) if per_sample else batch
+        groups = max(batch // halves, 1) if per_sample else 1
+        for i in range(groups):
+            rows = torch.arange(i, batch, groups) if groups > 1 else None
+            state.parts.append(state.part(rows))
+    return state.parts
+
+
+def _halves(site: Site) -> int:
+    """How many rows of a batch belong to one sample."""
+    pipe, branch = site.pipe, site.clock.step.branch
+    if not site.family.fused or branch in site.family.fused:
+        return 1
+    guided = getattr(pipe, "do_classifier_free_guidance", None)
+    if guided is None:
+        guided = (getattr(pipe, "guidance_scale", None) or 0) > 1
+    return len(site.family.fused) if guided or branch == "both" else 1
+
+
+def relative_changes(
+    new: Tensor, old: Tensor, parts: Sequence[State], scale: Tensor | None = None
+) -> list[float]:
+    """mean|new - old| / mean|scale| of every part, read to the host at once.
+
+    Args:
+        new: (B, ...) values now.
+        old: (B, ...) values to compare with.
+        scale: (B, ...) what the change is relative to; `old` if None.
+    """
+    over = _norms(old if scale is None else scale, parts)
+    return read(_norms(new - old, parts) / over)
+
+
+def read(values: Tensor) -> list[float]:
+    """Values (P,) as floats, by one transfer."""
+    return [values.item()] if values.numel() == 1 else values.tolist()
+
+
+def _norms(value: Tensor, parts: Sequence[State]) -> Tensor:
+    """Sum of |value| over each part: (P,)."""
+    if len(parts) == 1:
+        return torch.linalg.vector_norm(value, ord=1, dtype=torch.float32).reshape(1)
+    rows = torch.linalg.vector_norm(value.flatten(1), ord=1, dim=1, dtype=torch.float32)
+    return rows.view(-1, len(parts)).sum(0)
+
+
+def settle(
+    state: State, rule: Threshold, changes: Sequence[float] | None
+) -> tuple[list[State], list[State]]:
+    """(parts to compute, parts to skip); None for the changes computes all."""
+    computing, skipping = [], []
+    for i, part in enumerate(state.parts):
+        skip = changes is not None and rule.skips(part, changes[i])
+        told = part.tally
+        told.streak = told.streak + 1 if skip else 0
+        told.skipped += skip
+        if not skip:
+            told.change = 0.0
+        part.compute = not skip
+        (skipping if skip else computing).append(part)
+    state.compute = bool(computing)
+    return computing, skipping
+
+
+def refresh(state: State, name: str, value: Tensor, computing: Sequence[State]) -> None:
+    """Keep `value` (B, ...) in `state.extra` at the rows of the parts that compute."""
+    old = state.extra.get(name)
+    if old is None or len(computing) == len(state.parts):
+        state.extra[name] = value.detach().clone()
+    elif computing:
+        rows = rows_of(computing, value.device)
+        old.index_copy_(0, rows, value.index_select(0, rows))
+
+
+def rows_of(parts: Sequence[State], device: Any) -> Tensor:
+    """The rows (R,) of several parts of a batch."""
+    return torch.cat([part.rows for part in parts if part.rows is not None]).to(device)
+
+
+def of_part(value: Tensor, part: State) -> Tensor:
+    """The rows of `value` (B, ...) that belong to `part`."""
+    return value if part.rows is None else value[part.rows.to(value.device)]

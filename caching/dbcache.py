@@ -1,0 +1,115 @@
+"""DBCache (cache-dit): FirstBlockCache with more blocks before and after, and a forecast between."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from accel.family import Family
+from accel.method import Method, Site, check_fields
+
+from .adaptive import Threshold
+from .forecasters import taylor
+from .policies import Bins, Listed, Policy, explain_schedule
+from .probe import ProbeJudge, install_span
+
+MASKS = {
+    "slow": ((8, 3, 3, 2, 1, 1), (1, 2, 2, 2, 3)),
+    "medium": ((6, 2, 2, 2, 2, 1), (1, 3, 3, 3, 3)),
+    "fast": ((6, 1, 1, 1, 1, 1), (1, 3, 4, 5, 4)),
+    "ultra": ((4, 1, 1, 1, 1), (2, 5, 6, 7)),
+}
+"""cache-dit's step masks for 28 steps: lengths of computed and of cached stretches in turn."""
+
+
+@dataclass(frozen=True)
+class DBCache(Method):
+    """Run the first `front` blocks; while what they add is steady, forecast the middle ones.
+
+    Attributes:
+        threshold: largest relative change of what the first blocks add, against the last computed
+            step. 0 skips nothing; published 0.08 to 0.24 on FLUX.
+        front: blocks that always run first and are judged (F in cache-dit's names).
+        back: blocks that always run last, after the forecast (B).
+        order: of the forecast of what the middle blocks add; 0 reuses it, 1 is TaylorSeer's line.
+        warmup: first steps, all computed (W).
+        longest: most skipped steps in a row (MC).
+        most: most skipped steps in a run.
+        mask: a static schedule instead of the threshold, stretched from 28 steps to the run's.
+        steps: computed steps by number instead of the threshold; must begin with 0.
+        per_sample: samples of a batch decide apart, and those that compute are gathered. False
+            takes the mean over the batch as published, so that samples share their decisions.
+
+    Costs one host synchronisation per evaluation after the warm-up; none with `mask` or `steps`.
+    """
+
+    threshold: float = 0.08
+    front: int = 8
+    back: int = 0
+    order: int = 0
+    warmup: int = 8
+    longest: int | None = None
+    most: int | None = None
+    mask: Literal["slow", "medium", "fast", "ultra"] | None = None
+    steps: tuple[int, ...] | None = None
+    per_sample: bool = True
+
+    level: ClassVar[str] = "blocks"
+    kinds: ClassVar[tuple[str, ...]] = ("transformer",)
+    claims: ClassVar[str] = "caching"
+
+    def __post_init__(self) -> None:
+        listed = self.steps
+        rising = listed is None or (
+            len(listed) > 0 and listed[0] == 0 and list(listed) == sorted(set(listed))
+        )
+        check_fields(
+            self,
+            threshold=(self.threshold >= 0, "0 or more"),
+            front=(self.front >= 1, "at least 1"),
+            back=(self.back >= 0, "0 or more"),
+            order=(0 <= self.order <= 3, "from 0 to 3"),
+            warmup=(self.warmup >= 1, "at least 1"),
+            longest=(self.longest is None or self.longest >= 0, "0 or more, or None"),
+            most=(self.most is None or self.most >= 0, "0 or more, or None"),
+            mask=(self.mask is None or self.mask in MASKS, f"one of {', '.join(MASKS)}, or None"),
+            steps=(
+                rising and not (listed is not None and self.mask is not None),
+                "rising step numbers that begin with 0, and without mask",
+            ),
+        )
+
+    @property
+    def policy(self) -> Policy | None:
+        """The static schedule, if there is one."""
+        if self.steps is not None:
+            return Listed(self.steps)
+        return None if self.mask is None else Bins(*MASKS[self.mask])
+
+    def supports(self, family: Family) -> bool:
+        return bool(family.blocks)
+
+    def expect(self, site: Site, steps: int) -> str:
+        kept = f"keeps {2 + self.order} hidden states per branch"
+        if self.policy is not None:
+            return explain_schedule(
+                self.policy, steps, f"the others run {self.front + self.back} blocks; {kept}"
+            )
+        return (
+            f"after {self.warmup} steps runs only {self.front + self.back} blocks while the first "
+            f"{self.front} change by less than {self.threshold:.0%}; how often depends on the "
+            f"sample; {kept}"
+        )
+
+    def install(self, site: Site) -> None:
+        static = self.policy is not None
+        rule = Threshold(
+            float("inf") if static else self.threshold,
+            warmup=1 if static else self.warmup,
+            longest=None if static else self.longest,
+            most=None if static else self.most,
+        )
+        judge = ProbeJudge(site, rule, self.per_sample and not static, self.policy)
+        install_span(
+            site, "DBCache", judge, taylor, self.order + 1, first=self.front, last=self.back
+        )
