@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -40,6 +41,20 @@ class Blocks:
         default_factory=dict
     )
 
+    def of(self, block: torch.nn.Module) -> Blocks:
+        """This description without the parts that `block` lacks, as last blocks often do."""
+        lacking = {
+            part
+            for part in (*self.modules, *self.idle, *self.attention)
+            if not isinstance(operator.attrgetter(part)(block), torch.nn.Module)
+        }
+        return replace(
+            self,
+            modules=tuple(m for m in self.modules if m not in lacking),
+            idle=tuple(m for m in self.idle if m not in lacking),
+            attention={m: kind for m, kind in self.attention.items() if m not in lacking},
+        )
+
 
 @dataclass(frozen=True)
 class Family:
@@ -53,9 +68,11 @@ class Family:
         config: entries of the denoiser's config that tell it from others of the same class.
         blocks: block lists in the order they run.
         stream: the hidden states that the output layers read.
-        axes: batch axis of every argument of the denoiser; None for one shared by the batch.
+        axes: batch axis of every argument of the denoiser; None for one shared by the batch. The
+            entries of one sample, where it has several (frames), lie together.
         fused: branches of a batch that carries guidance, in order.
-        branches: the pipeline's `cache_context` names, where they differ from cond and uncond.
+        branches: the pipeline's `cache_context` names, where they differ from cond and uncond,
+            or, of a pipeline that gives none, the number of the call within a step.
         recipes: named plans for this family.
     """
 
@@ -83,7 +100,7 @@ class Family:
         """Every block of `denoiser` in the order it runs: path, module, description."""
         root = getattr(denoiser, "_orig_mod", denoiser)
         return [
-            (f"{blocks.path}.{i}", module, blocks)
+            (f"{blocks.path}.{i}", module, blocks.of(module))
             for blocks in self.blocks
             for i, module in enumerate(root.get_submodule(blocks.path).children())
         ]
@@ -112,10 +129,12 @@ def select_rows(
     bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs)
     bound.arguments.pop("self")
     arguments = {**bound.arguments, **bound.arguments.pop("kwargs", {})}
-    return {n: _rows_of(family, n, value, rows) for n, value in arguments.items()}
+    first = next(iter(arguments))
+    count = arguments[first].shape[family.axes.get(first) or 0]
+    return {n: _rows_of(family, n, value, rows, count) for n, value in arguments.items()}
 
 
-def _rows_of(family: Family, name: str, value: Any, rows: torch.Tensor) -> Any:
+def _rows_of(family: Family, name: str, value: Any, rows: torch.Tensor, count: int) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if name not in family.axes:
@@ -125,12 +144,22 @@ def _rows_of(family: Family, name: str, value: Any, rows: torch.Tensor) -> Any:
         )
     axis = family.axes[name]
     if isinstance(value, torch.Tensor):
-        single = axis is None or value.ndim <= axis
-        return value if single else value.index_select(axis or 0, rows.to(value.device))
+        if axis is None or value.ndim <= axis or value.shape[axis] == 1 < count:
+            return value
+        each, rest = divmod(value.shape[axis], count)
+        if rest or not each:
+            raise ValueError(
+                f"denoiser argument {name!r} has {value.shape[axis]} entries along its batch axis, "
+                f"which is no multiple of the {count} samples"
+            )
+        rows = rows.to(value.device)
+        if each > 1:
+            rows = (rows[:, None] * each + torch.arange(each, device=rows.device)).flatten()
+        return value.index_select(axis, rows)
     if isinstance(value, Mapping):
-        return {k: _rows_of(family, name, v, rows) for k, v in value.items()}
+        return {k: _rows_of(family, name, v, rows, count) for k, v in value.items()}
     if isinstance(value, tuple | list):
-        return type(value)(_rows_of(family, name, v, rows) for v in value)
+        return type(value)(_rows_of(family, name, v, rows, count) for v in value)
     raise ValueError(f"denoiser argument {name!r} has unsupported type {type(value).__name__}")
 
 

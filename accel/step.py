@@ -220,7 +220,7 @@ class StepClock:
         seen = run.calls.get((name, branch or ""), 0)
         run.calls[name, branch or ""] = seen + 1
         if branch is None:
-            branch = str(seen)
+            branch = self._branches.get(str(seen), str(seen))
         elif seen:
             branch = f"{branch}#{seen}"
         sigma = run.sigmas[run.index] if run.index < len(run.sigmas) else None

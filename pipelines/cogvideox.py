@@ -15,8 +15,6 @@ FAMILY = Family(
             modules=("attn1", "ff"),
             batched=("temb",),
             attention={"attn1": "self"},
-            batched=("temb",),
-            attention={"attn1": "self"},
         ),
     ),
     axes={

@@ -29,9 +29,7 @@ FAMILY = Family(
             returns=RETURNS,
             batched=("temb",),
             modules=("attn", "ff", "ff_context"),
-            batched=("temb",),
             modulation=("norm", "norm1", "temb"),
-            attention={"attn": "self"},
             attention={"attn": "self"},
         ),
         Blocks(
@@ -41,8 +39,6 @@ FAMILY = Family(
             batched=("temb",),
             modules=("proj_out",),
             idle=("attn", "proj_mlp", "act_mlp"),
-            batched=("temb",),
-            attention={"attn": "self"},
             attention={"attn": "self"},
         ),
     ),

@@ -16,8 +16,6 @@ FAMILY = Family(
             batched=("encoder_hidden_states", "temb", "image_rotary_emb", "encoder_attention_mask"),
             modulation=("table", "norm1", "temb"),
             attention={"attn1": "self", "attn2": "cross"},
-            batched=("encoder_hidden_states", "temb", "encoder_attention_mask", "image_rotary_emb"),
-            attention={"attn1": "self", "attn2": "cross"},
         ),
     ),
     axes={

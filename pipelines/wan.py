@@ -31,8 +31,6 @@ FAMILY = Family(
             batched=("encoder_hidden_states", "temb"),
             modulation=("table", "norm1", "temb"),
             attention={"attn1": "self", "attn2": "cross"},
-            batched=("encoder_hidden_states", "temb"),
-            attention={"attn1": "self", "attn2": "cross"},
         ),
     ),
     axes={
