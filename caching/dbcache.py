@@ -1,4 +1,4 @@
-"""DBCache (cache-dit): FirstBlockCache with more blocks before and after, and a forecast between."""
+"""DBCache (cache-dit): FirstBlockCache with blocks before and after, and a forecast between."""
 
 from __future__ import annotations
 
