@@ -24,9 +24,9 @@ class Blocks:
         batched: arguments with one entry per sample along their first axis, beside the streams;
             None where that is not known. The others are shared by the batch.
         modulation: (kind, path of the norm, argument that holds the time embedding) of the input
-            of the first attention: kind "norm" calls `norm(hidden, emb=...)` (the first value, if it
-            returns several), "table" adds the block's `scale_shift_table` to the embedding and
-            takes shift and scale from the front. None where the model does neither.
+            of the first attention: kind "norm" calls `norm(hidden, emb=...)` and takes the first
+            value, "table" adds the block's `scale_shift_table` to the embedding and takes shift and
+            scale from the front. None where the model does neither.
         attention: kind of each attention module: "spatial" (within a frame), "temporal" (across
             frames), "self" (both at once, also with the text) or "cross" (to the text alone).
     """

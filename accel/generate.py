@@ -22,7 +22,8 @@ from .metrics import WINDOW, psnr, ssim
 from .outcome import Outcome, Sample
 from .patch import PatchStack
 from .plan import Plan
-from .step import Bar, Run
+from .bar import Bar
+from .step import Run
 
 CHECKER = "accel.pipelines.tiny.checker"
 WARM_UP_STEPS = 2

@@ -35,6 +35,36 @@ def noise_levels(pipe: Any, scheduler: Any) -> tuple[int, list[float | None]]:
     return total, [_variance_preserving(alphas, t) for t in timesteps[cut : cut + total]]
 
 
+def level_at(scheduler: Any, fraction: float) -> float:
+    """The noise level at which the model is told `fraction` of its training timesteps.
+
+    Published windows are timesteps of 1000. A flow model is told its noise level itself, a
+    variance-preserving one an index into the scheduler's alphas. Where there are neither, the flow
+    level of the same signal-to-noise ratio counts as the fraction: sigma / (1 + sigma).
+
+    Args:
+        fraction: 0 (data) to 1 (noise).
+
+    Returns:
+        sigma as in `noise_levels`.
+    """
+    if _is_flow(scheduler):
+        return fraction
+    alphas = _listed(getattr(scheduler, "alphas_cumprod", None))
+    if alphas:
+        return _variance_preserving(alphas, fraction * len(alphas))
+    return fraction / (1 - fraction) if fraction < 1 else float("inf")
+
+
+def _is_flow(scheduler: Any) -> bool:
+    config = getattr(scheduler, "config", {})
+    return (
+        "FlowMatch" in type(scheduler).__name__
+        or bool(config.get("use_flow_sigmas"))
+        or config.get("prediction_type") == "flow_prediction"
+    )
+
+
 def _listed(values: Any) -> list[float]:
     if values is None:
         return []

@@ -106,13 +106,18 @@ class Plan:
 
 
 def describe(method: Any) -> str:
-    """`Name(field=value, …)` with the fields that differ from their defaults."""
+    """`Name(field=value, …)` with the fields that differ from their defaults, long ones cut."""
     shown = [
-        f"{f.name}={value!r}"
+        f"{f.name}={_cut(repr(value))}"
         for f in dataclasses.fields(method)
         if (value := getattr(method, f.name)) != f.default
     ]
     return f"{type(method).__name__}({', '.join(shown)})"
+
+
+def _cut(text: str, width: int = 100) -> str:
+    """`text`, or its beginning: what is learned for a model can be pages."""
+    return text if len(text) <= width else f"{text[:width]}…"
 
 
 def build(kind: type, fields: Mapping[str, Any]) -> Any:

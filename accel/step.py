@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from .bar import Bar, loops, shows_bar
 from .noise import noise_levels
 from .patch import PatchStack, Scope, active
 
@@ -78,8 +79,9 @@ class Run(Scope):
 class StepClock:
     """Follows the runs of one pipeline.
 
-    A run begins at `pipe.progress_bar` (or, in pipelines that show none, at the scheduler's
-    `set_timesteps`) and ends when the bar's context does, with or without an exception.
+    A run begins at `pipe.progress_bar`, in modular pipelines at that of the block that loops, and
+    in pipelines that show none at the scheduler's `set_timesteps`. It ends when the bar's context
+    does, with or without an exception.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class StepClock:
         self.run: Run | None = None
         self.call: Call | None = None
         self._scheduler: Any = None
+        self._barless = False
         self._context: str | None = None
         self.on_begin: list[Callable[[Run], None]] = []
         self.on_call: list[Callable[[Call], None]] = []
@@ -115,11 +118,14 @@ class StepClock:
             named = getattr(module, "_orig_mod", module)
             if hasattr(type(named), "cache_context"):
                 patches.method(named, "cache_context", self._named, "step clock")
-        if hasattr(type(pipe), "progress_bar"):
-            patches.method(pipe, "progress_bar", self._bar, "step clock", always=True)
+        looping = list(loops(getattr(pipe, "_blocks", None)))
+        self._barless = not looping and not shows_bar(type(pipe))
+        for owner in looping or [pipe]:
+            if hasattr(type(owner), "progress_bar"):
+                patches.method(owner, "progress_bar", self._bar, "step clock", always=True)
         if hasattr(type(pipe), "maybe_free_model_hooks"):
             patches.method(pipe, "maybe_free_model_hooks", self._freed, "step clock", always=True)
-        if not _shows_bar(type(pipe)) and hasattr(type(pipe), "check_inputs"):
+        if self._barless and hasattr(type(pipe), "check_inputs"):
             patches.method(pipe, "check_inputs", self._checked, "step clock", always=True)
         self._adopt_scheduler()
 
@@ -132,7 +138,7 @@ class StepClock:
             self._patches.release(self._scheduler, "set_timesteps")
         self._scheduler = scheduler
         self._patches.method(scheduler, "step", self._advance, "step clock")
-        if not _shows_bar(type(self._pipe())):
+        if self._barless:
             self._patches.method(
                 scheduler, "set_timesteps", self._timesteps_set, "step clock", always=True
             )
@@ -243,48 +249,6 @@ class StepClock:
             self.run.index += 1
             self.run.calls.clear()
         return result
-
-
-class Bar:
-    """A pipeline's progress bar that begins a run, and ends it however the bar is left."""
-
-    def __init__(self, bar: Any, clock: StepClock) -> None:
-        self._inner, self._clock = bar, clock
-        self._run = clock.begin()
-        weakref.finalize(self, clock.end, self._run)
-
-    def __enter__(self) -> Any:
-        self._inner.__enter__()
-        return self
-
-    def __exit__(self, *exception: Any) -> Any:
-        self._run.failed = exception[0] is not None
-        self._clock.end(self._run)
-        return self._inner.__exit__(*exception)
-
-    def __iter__(self) -> Iterator:
-        try:
-            yield from self._inner
-        finally:
-            self._clock.end(self._run)
-
-    def __len__(self) -> int:
-        return len(self._inner)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-
-def _shows_bar(pipeline: type) -> bool:
-    """Whether the pipeline's own code draws a progress bar."""
-    for owner in pipeline.__mro__:
-        if owner.__name__ == "DiffusionPipeline":  # defines the bar, draws none
-            continue
-        for member in vars(owner).values():
-            code = getattr(inspect.unwrap(member), "__code__", None) if callable(member) else None
-            if code is not None and "progress_bar" in code.co_names:
-                return True
-    return False
 
 
 def _called_by(pipe: Any) -> bool:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
+from accel.bar import shows_bar
 from accel.patch import active_key
-from accel.step import _shows_bar
 from tests.probes import HALF, Watch, computed
 from tests.tiny_pipelines import SCHEDULERS, make
 
@@ -54,7 +54,7 @@ def skipped():
 
 
 def test_who_shows_a_bar():
-    assert _shows_bar(StableDiffusionPipeline) and not _shows_bar(Barless)
+    assert shows_bar(StableDiffusionPipeline) and not shows_bar(Barless)
 
 
 def test_runs_are_counted_and_end(plain, skipped):
