@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ class History:
 
     def keep(self, index: int, value: Any) -> None:
         """Keep `value` (a tensor, or any structure that holds some) as computed at `index`."""
-        leaves, self._build = _apart(value)
+        leaves, self._build = apart(value)
         # cloned: the pipeline may go on to change what it was given in place
         self.values.appendleft([v.detach().clone() if _is_tensor(v) else v for v in leaves])
         self.anchors.appendleft(index)
@@ -54,14 +53,24 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
 
 
-def _apart(value: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
-    """The leaves of `value` and what builds it of them; quick where it is what models return."""
+def apart(value: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
+    """The distinct leaves of `value` and what builds it of them; quick where models return it.
+
+    A leaf that occurs twice is one leaf, and one again in what is built: adapters add in place to
+    a U-Net block's hidden state, which is its last residual too.
+    """
     if _is_tensor(value):
         return [value], itemgetter(0)
     if type(value) is tuple and all(map(_is_tensor, value)):
         return list(value), tuple
     leaves, spec = tree_flatten(value)
-    return leaves, functools.partial(tree_unflatten, treespec=spec)
+    order = {leaf: i for i, leaf in enumerate(dict.fromkeys(map(id, leaves)))}
+    places = [order[id(leaf)] for leaf in leaves]
+
+    def build(found: list[Any]) -> Any:
+        return tree_unflatten([found[i] for i in places], spec)
+
+    return list({id(leaf): leaf for leaf in leaves}.values()), build
 
 
 def combine(weights: list[float], values: tuple[Any, ...]) -> Any:
