@@ -8,13 +8,15 @@ from accel.method import Method
 from .dbcache import DBCache
 from .deepcache import DeepCache
 from .first_block_cache import FirstBlockCache
+from .hicache import HiCache
 from .taylorseer import TaylorSeer
 
 METHODS: dict[str, type[Method]] = {
     "DBCache": DBCache,
     "DeepCache": DeepCache,
     "FirstBlockCache": FirstBlockCache,
+    "HiCache": HiCache,
     "TaylorSeer": TaylorSeer,
 }
 
-__all__ = ["METHODS", "DBCache", "DeepCache", "FirstBlockCache", "TaylorSeer"]
+__all__ = ["METHODS", "DBCache", "DeepCache", "FirstBlockCache", "HiCache", "TaylorSeer"]

@@ -7,6 +7,7 @@ skipped step costs one combination and a computed step nothing but keeping its o
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 
 Weights = Callable[[Sequence[int], int], list[float]]
@@ -37,13 +38,39 @@ def taylor(anchors: Sequence[int], index: int) -> list[float]:
     sum_i D_i x^i / i!. Exact for constant and linear outputs only; above that it
     under-extrapolates.
     """
+    offset = index - anchors[0]
+    return _expand(anchors, [offset**i / math.factorial(i) for i in range(len(anchors))])
+
+
+def hermite(scale: float) -> Weights:
+    """HiCache (2508.16984): as `taylor`, with sigma^i H_i(sigma x) in place of x^i.
+
+    H_i are the physicists' Hermite polynomials, H_{i+1}(y) = 2 y H_i(y) - 2 i H_{i-1}(y). At order
+    1 the slope is 2 sigma^2 of Taylor's, so a line is met only at sigma = sqrt(1/2).
+
+    Args:
+        scale: sigma.
+    """
+
+    def weights(anchors: Sequence[int], index: int) -> list[float]:
+        y = scale * (index - anchors[0])
+        terms, before, current = [], 0.0, 1.0
+        for i in range(len(anchors)):
+            terms.append(scale**i * current / math.factorial(i))
+            before, current = current, 2 * y * current - 2 * i * before
+        return _expand(anchors, terms)
+
+    return weights
+
+
+def _expand(anchors: Sequence[int], terms: Sequence[float]) -> list[float]:
+    """Weights of sum_i terms_i D_i, for the backward differences D_i at the newest anchor."""
     count = len(anchors)
     # differences[k] holds D_i at anchor k, as weights of the anchors
     differences = [[float(k == j) for j in range(count)] for k in range(count)]
-    weights, factor, offset = [0.0] * count, 1.0, index - anchors[0]
-    for order in range(count):
-        weights = [w + factor * d for w, d in zip(weights, differences[0], strict=True)]
-        factor *= offset / (order + 1)
+    weights = [0.0] * count
+    for term in terms:
+        weights = [w + term * d for w, d in zip(weights, differences[0], strict=True)]
         differences = [
             [(new - old) / (anchors[k] - anchors[k + 1]) for new, old in zip(a, b, strict=True)]
             for k, (a, b) in enumerate(itertools.pairwise(differences))

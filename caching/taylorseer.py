@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
-from accel.family import Family
-from accel.method import Method, Site, check_fields
+from accel.method import Site
 
-from .carriers import CARRIERS, KINDS, supported
-from .forecasters import newton, taylor
-from .policies import Interval, explain_schedule
-from .state import Cache
+from .forecasters import Weights, newton, taylor
+from .forecasting import Forecasting
 
 
 @dataclass(frozen=True)
-class TaylorSeer(Method):
+class TaylorSeer(Forecasting):
     """Compute every `interval`-th step, forecast the others by extrapolation.
 
     Attributes:
@@ -43,39 +40,22 @@ class TaylorSeer(Method):
     last: bool = False
     settle: bool = False
 
-    level: ClassVar[str] = "step"
-    claims: ClassVar[str] = "caching"
-
     def __post_init__(self) -> None:
-        check_fields(
-            self,
-            interval=(self.interval >= 1, "at least 1"),
+        self.check(
             order=(0 <= self.order <= 6, "from 0 to 6"),
-            warmup=(self.warmup >= 1, "at least 1"),
-            carrier=(self.carrier in CARRIERS, f"one of {', '.join(CARRIERS)}"),
             basis=(self.basis in ("taylor", "newton"), "taylor or newton"),
         )
 
     @property
-    def policy(self) -> Interval:
-        return Interval(self.interval, self.warmup, self.last)
+    def kept(self) -> int:
+        return self.order + 1
 
-    def supports(self, family: Family) -> bool:
-        return supported(self.carrier, family)
+    def weights(self, site: Site) -> Weights:
+        return newton if self.basis == "newton" else taylor
 
-    def expect(self, site: Site, steps: int) -> str:
-        reach = {
-            "output": "the denoiser is not called",
-            "hidden": "no block runs",
-            "module": "no attention or feed-forward module runs",
-        }[self.carrier]
-        return explain_schedule(
-            self.policy, steps, f"on the others {reach}; keeps {self.order + 1} per branch"
-        )
-
-    def install(self, site: Site) -> None:
-        cache = Cache(site, newton if self.basis == "newton" else taylor, self.order + 1)
+    @property
+    def since(self) -> int:
+        if self.settle:
+            return self.warmup - 1
         # released code takes no difference before the last warm-up step
-        since = self.warmup - 2 if self.basis == "taylor" else 0
-        since = self.warmup - 1 if self.settle else since
-        KINDS[self.carrier](site, cache, self.policy, "TaylorSeer", since).install()
+        return self.warmup - 2 if self.basis == "taylor" else 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from accel.caching import DBCache, DeepCache, FirstBlockCache, TaylorSeer
+from accel.caching import DBCache, DeepCache, FirstBlockCache, HiCache, TaylorSeer
 from accel.method import Method
 
 TRANSFORMERS = ("wan", "wan22", "wan_i2v", "flux", "flux_distilled", "cogvideox", "ltx")
@@ -92,6 +92,13 @@ ROWS = (
         DBCache(steps=(0, 1, 2, 3, 4), front=2),
         ("wan", "flux"),
         ("cogvideox", "ltx"),
+        frozen="rounding",
+    ),
+    Row(
+        HiCache(interval=2, warmup=2, last=True),
+        HiCache(interval=1),
+        ("wan", "cogvideox", "sd"),
+        ("flux", "ltx"),
         frozen="rounding",
     ),
     Row(DeepCache(interval=2, branch=1), DeepCache(interval=1), UNETS, ("sd", "sdxl")),
