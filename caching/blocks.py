@@ -22,19 +22,19 @@ class Streams:
                     f"{type(block).__name__}.forward takes no argument {stream!r}, which its "
                     f"family states; this version of diffusers is not supported for it"
                 )
-        self._spec, self._names = spec, names
-        self._positions = {stream: names.index(stream) for stream in spec.streams}
+        self.spec, self._names = spec, names
+        self._positions = {name: i for i, name in enumerate(names)}
 
-    def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], stream: str) -> Any:
-        """The value of `stream` among a block's arguments."""
-        position = self._positions[stream]
-        return args[position] if position < len(args) else kwargs.get(stream)
+    def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str) -> Any:
+        """The value of the argument `name`, a stream or another, of a call of the block."""
+        position = self._positions.get(name, len(args))
+        return args[position] if position < len(args) else kwargs.get(name)
 
     def pick(self, value: Any, stream: str) -> torch.Tensor:
         """The value of `stream` among what a block returned."""
         found = value
-        if len(self._spec.returns) > 1:
-            found = value[self._spec.returns.index(stream)]
+        if len(self.spec.returns) > 1:
+            found = value[self.spec.returns.index(stream)]
         if not isinstance(found, torch.Tensor):
             raise TypeError(
                 f"a block returned {type(found).__name__} where {stream} was expected; this "
@@ -51,18 +51,18 @@ class Streams:
         """What a block that changes nothing but `replaced` would return."""
         replaced = replaced or {}
         values = tuple(
-            replaced[s] if s in replaced else self.read(args, kwargs, s) for s in self._spec.returns
+            replaced[s] if s in replaced else self.read(args, kwargs, s) for s in self.spec.returns
         )
         return values[0] if len(values) == 1 else values
 
     @property
     def names(self) -> tuple[str, ...]:
         """The streams, by the names of the block's arguments."""
-        return self._spec.streams
+        return self.spec.streams
 
     def check_selectable(self) -> None:
         """Raise ValueError if the family does not say which arguments the batch does not share."""
-        if self._spec.batched is None:
+        if self.spec.batched is None:
             raise ValueError(
                 "which arguments of this model's blocks hold one entry per sample is not known, "
                 "so samples of a batch cannot decide apart; set per_sample=False, or run samples "
@@ -73,7 +73,7 @@ class Streams:
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], rows: torch.Tensor
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """A block's arguments for some `rows` (R,) of the batch."""
-        apart = {*self._spec.streams, *(self._spec.batched or ())}
+        apart = {*self.spec.streams, *(self.spec.batched or ())}
         picked = tuple(
             _rows(value, rows) if name in apart else value
             for name, value in zip(self._names, args, strict=False)
@@ -86,7 +86,7 @@ class Streams:
     ) -> Any:
         """What the block would have returned: `value` at `rows`, elsewhere what came in."""
         found = {}
-        for stream in self._spec.returns:
+        for stream in self.spec.returns:
             whole = self.read(args, kwargs, stream).clone()
             found[stream] = whole.index_copy_(0, rows, self.pick(value, stream))
         return self.through(args, kwargs, found)

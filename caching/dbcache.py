@@ -10,8 +10,9 @@ from accel.method import Method, Site, check_fields
 
 from .adaptive import Threshold
 from .forecasters import taylor
+from .judge import ChangeJudge, ScheduleJudge, install_span
 from .policies import Bins, Listed, Policy, explain_schedule
-from .probe import ProbeJudge, install_span
+from .span import Judge
 
 MASKS = {
     "slow": ((8, 3, 3, 2, 1, 1), (1, 2, 2, 2, 3)),
@@ -90,7 +91,7 @@ class DBCache(Method):
         return bool(family.blocks)
 
     def expect(self, site: Site, steps: int) -> str:
-        kept = f"keeps {2 + self.order} hidden states per branch"
+        kept = f"keeps {self.order + (2 if self.policy is None else 1)} hidden states per branch"
         if self.policy is not None:
             return explain_schedule(
                 self.policy, steps, f"the others run {self.front + self.back} blocks; {kept}"
@@ -102,14 +103,14 @@ class DBCache(Method):
         )
 
     def install(self, site: Site) -> None:
-        static = self.policy is not None
-        rule = Threshold(
-            float("inf") if static else self.threshold,
-            warmup=1 if static else self.warmup,
-            longest=None if static else self.longest,
-            most=None if static else self.most,
-        )
-        judge = ProbeJudge(site, rule, self.per_sample and not static, self.policy)
+        judge: Judge
+        if (static := self.policy) is not None:
+            judge = ScheduleJudge(site, lambda branch: static)
+        else:
+            rule = Threshold(
+                self.threshold, warmup=self.warmup, longest=self.longest, most=self.most
+            )
+            judge = ChangeJudge(site, rule, self.per_sample)
         install_span(
             site, "DBCache", judge, taylor, self.order + 1, first=self.front, last=self.back
         )

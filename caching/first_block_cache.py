@@ -10,7 +10,7 @@ from accel.method import Method, Site, check_fields
 
 from .adaptive import Threshold
 from .forecasters import hold
-from .probe import ProbeJudge, install_span
+from .judge import ChangeJudge, install_span
 
 
 @dataclass(frozen=True)
@@ -48,5 +48,5 @@ class FirstBlockCache(Method):
         )
 
     def install(self, site: Site) -> None:
-        judge = ProbeJudge(site, Threshold(self.threshold), self.per_sample)
-        install_span(site, "FirstBlockCache", judge, hold, 1, first=1, last=0)
+        judge = ChangeJudge(site, Threshold(self.threshold), self.per_sample)
+        install_span(site, "FirstBlockCache", judge, hold, 1, first=1)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from accel.family import Blocks
 from accel.method import Site
 
 from .adaptive import of_part, rows_of
 from .blocks import Streams
 from .state import Cache, State
 
-Block = tuple[str, torch.nn.Module, Blocks]
+Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 
 class Judge(Protocol):
@@ -32,20 +31,32 @@ class Entry:
 
     Attributes:
         hidden: the hidden states (B, S, D) that enter the span.
-        probe: what the blocks before the span added to them (B, S, D); None if there are none.
-        block: the first block of the denoiser, with the arguments it was called with.
+        origin: those that entered the first block (B, S, D).
+        block: the block the span begins with, described by `spec`.
+        called: the arguments of the denoiser's call.
     """
 
     def __init__(
         self,
         hidden: Tensor,
-        origin: Tensor | None,
+        origin: Tensor,
         block: torch.nn.Module,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
+        streams: Streams,
+        arguments: Arguments,
+        called: Arguments,
     ) -> None:
-        self.hidden, self.block, self.args, self.kwargs = hidden, block, args, kwargs
-        self.probe = None if origin is None else hidden - origin
+        self.hidden, self.origin, self.block, self.called = hidden, origin, block, called
+        self.spec = streams.spec
+        self._streams, self._arguments = streams, arguments
+
+    @property
+    def probe(self) -> Tensor:
+        """What the blocks before the span added to the hidden states (B, S, D)."""
+        return self.hidden - self.origin
+
+    def argument(self, name: str) -> Any:
+        """The argument `name` of the call of `block`; None where it is not given."""
+        return self._streams.read(*self._arguments, name)
 
 
 class Span:
@@ -54,13 +65,20 @@ class Span:
     A skip hands on what entered plus a forecast of what the blocks added, kept for every part of
     the batch. `first` blocks run always, and what they add may be judged; `last` blocks run after
     the forecast.
+
+    Class attributes:
+        whole: keep what the first blocks added too, so that a skip hands on what entered the first
+            block plus the forecast.
     """
+
+    whole: ClassVar[bool] = False
 
     def __init__(
         self, site: Site, cache: Cache, label: str, judge: Judge, first: int = 0, last: int = 0
     ) -> None:
         self.site, self.cache, self.label, self.judge = site, cache, label, judge
         self.first, self.last = first, last
+        self._called: Arguments = ((), {})
         self._origin: Tensor | None = None
         self._entered: dict[str, Tensor] = {}
         self._decided: tuple[list[State], list[State]] = ([], [])
@@ -76,7 +94,11 @@ class Span:
 
         def enter(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             self.cache.enter(name, args, kwargs)
-            return call(*args, **kwargs)
+            self._called = (args, kwargs)
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self._called, self._origin, self._entered = ((), {}), None, {}
 
         self.site.patches.call(denoiser, enter, f"{self.label} on {name}")
         inside = range(self.first, len(blocks) - self.last)
@@ -103,9 +125,12 @@ class Span:
         main = self.site.family.stream
         carried = streams.names if self.last else (main,)
         self._entered = {stream: streams.read(args, kwargs, stream) for stream in carried}
-        entry = Entry(self._entered[main], self._origin, block, args, kwargs)
+        hidden = self._entered[main]
+        origin = hidden if self._origin is None else self._origin
+        entry = Entry(hidden, origin, block, streams, (args, kwargs), self._called)
         self._decided = self.judge(state, entry)
-        self._origin = None
+        if self.whole:
+            self._entered[main] = origin
         if len(state.parts) > 1:
             streams.check_selectable()
         skipping = self._decided[1]

@@ -1,0 +1,98 @@
+"""Judges of a span: by how much something changed, or by a schedule fixed before the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from accel.method import Site
+
+from .adaptive import Threshold, parts_of, refresh, relative_changes, settle
+from .forecasters import Weights
+from .policies import Policy
+from .span import Entry, Judge, Span
+from .state import Cache, State
+
+WATCHED = "watched"
+Indicator = Callable[[Entry], Tensor]
+
+
+def probe(entry: Entry) -> Tensor:
+    """What the blocks before the span added to the hidden states (B, S, D)."""
+    return entry.probe
+
+
+class ChangeJudge:
+    """Skips while an indicator changed little.
+
+    Args:
+        indicator: (B, ...) of what is known when the span is reached.
+        previous: measure against the step before, computed or not, as accumulating rules do;
+            otherwise against the last computed step.
+        rescale: from the relative change to what is held against the threshold.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        rule: Threshold,
+        per_sample: bool,
+        indicator: Indicator = probe,
+        previous: bool = False,
+        rescale: Callable[[float], float] | None = None,
+    ) -> None:
+        self.site, self.rule, self.per_sample = site, rule, per_sample
+        self.indicator, self.previous, self.rescale = indicator, previous, rescale
+
+    def __call__(self, state: State, entry: Entry) -> tuple[list[State], list[State]]:
+        parts = parts_of(state, self.site, len(entry.hidden), self.per_sample)
+        value, old = self.indicator(entry), state.extra.get(WATCHED)
+        step = self.site.clock.step
+        changes = None
+        if old is not None and self.rule.free(step.index - state.first, step.total - state.first):
+            changes = relative_changes(value, old, parts)
+            if self.rescale is not None:
+                changes = [self.rescale(change) for change in changes]
+        computing, skipping = settle(state, self.rule, changes)
+        refresh(state, WATCHED, value, parts if self.previous else computing)
+        return computing, skipping
+
+
+class ScheduleJudge:
+    """Computes the steps of a policy, and what was never computed before; looks at no value.
+
+    Args:
+        policy: of a branch, by its name.
+        whole: count from the first step of the run, not from the denoiser's first.
+    """
+
+    def __init__(self, site: Site, policy: Callable[[str], Policy], whole: bool = False) -> None:
+        self.site, self.policy, self.whole = site, policy, whole
+
+    def __call__(self, state: State, entry: Entry) -> tuple[list[State], list[State]]:
+        (part,) = parts_of(state, self.site, len(entry.hidden), per_sample=False)
+        step = self.site.clock.step
+        since = 0 if self.whole else state.first
+        due = self.policy(step.branch).computes(step.index - since, step.total - since)
+        part.compute = state.compute = part.empty or due
+        return ([part], []) if part.compute else ([], [part])
+
+
+def install_span(
+    site: Site,
+    name: str,
+    judge: Judge,
+    weights: Weights,
+    length: int,
+    first: int = 0,
+    last: int = 0,
+    kind: type[Span] = Span,
+) -> None:
+    """Attach a span to every denoiser of `site`."""
+    cache, label = Cache(site, weights, length), f"{name}:blocks"
+    skips = {
+        attribute: kind(site, cache, label, judge, first, last).attach(attribute, module)
+        for attribute, module in site.denoisers.items()
+    }
+    site.report.skip_set(name, label, skips)
