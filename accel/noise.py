@@ -5,15 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 
-def noise_levels(pipe: Any, scheduler: Any) -> tuple[int, list[float | None]]:
-    """Iterations of the run that `pipe` is about to start, and the noise level of each.
+def run_span(pipe: Any, scheduler: Any) -> tuple[int, int]:
+    """Where the run that `pipe` is about to start lies in the scheduler's timesteps: cut, total.
 
     A pipeline may cut the scheduler's timesteps: image-to-image at the front, `denoising_end` at
     the end. Second-order schedulers list an inner evaluation as a timestep of its own.
-
-    Returns:
-        Number of iterations, and as many sigmas: flow in [0, 1], otherwise
-        sqrt((1 - abar) / abar); None where the scheduler does not tell.
     """
     timesteps = _listed(getattr(scheduler, "timesteps", None))
     total = getattr(pipe, "num_timesteps", None) or len(timesteps)
@@ -26,6 +22,18 @@ def noise_levels(pipe: Any, scheduler: Any) -> tuple[int, list[float | None]]:
     elif cut > 0 and (end := getattr(pipe, "denoising_end", None)) is not None:
         trained = scheduler.config.num_train_timesteps
         cut = max(0, cut - sum(t < round(trained - end * trained) for t in timesteps))
+    return cut, total
+
+
+def noise_levels(pipe: Any, scheduler: Any) -> tuple[int, list[float | None]]:
+    """Iterations of the run that `pipe` is about to start, and the noise level of each.
+
+    Returns:
+        Number of iterations, and as many sigmas: flow in [0, 1], otherwise
+        sqrt((1 - abar) / abar); None where the scheduler does not tell.
+    """
+    cut, total = run_span(pipe, scheduler)
+    timesteps = _listed(getattr(scheduler, "timesteps", None))
     sigmas = _listed(getattr(scheduler, "sigmas", None))
     if len(sigmas) >= cut + total:
         return total, list(sigmas[cut : cut + total])

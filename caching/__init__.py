@@ -5,18 +5,43 @@ if not __name__.startswith("accel."):
 
 from accel.method import Method
 
+from .asdm import FeatureInheritance
 from .dbcache import DBCache
 from .deepcache import DeepCache
+from .faster_diffusion import FasterDiffusion
 from .first_block_cache import FirstBlockCache
+from .foca import FoCa
+from .harmonica import HarmoniCa
 from .hicache import HiCache
+from .pab import PAB
+from .spectrum import Spectrum
 from .taylorseer import TaylorSeer
 
 METHODS: dict[str, type[Method]] = {
     "DBCache": DBCache,
     "DeepCache": DeepCache,
+    "FasterDiffusion": FasterDiffusion,
+    "FeatureInheritance": FeatureInheritance,
     "FirstBlockCache": FirstBlockCache,
+    "FoCa": FoCa,
+    "HarmoniCa": HarmoniCa,
     "HiCache": HiCache,
+    "PAB": PAB,
+    "Spectrum": Spectrum,
     "TaylorSeer": TaylorSeer,
 }
 
-__all__ = ["METHODS", "DBCache", "DeepCache", "FirstBlockCache", "HiCache", "TaylorSeer"]
+__all__ = [
+    "METHODS",
+    "DBCache",
+    "DeepCache",
+    "FasterDiffusion",
+    "FeatureInheritance",
+    "FirstBlockCache",
+    "FoCa",
+    "HarmoniCa",
+    "HiCache",
+    "PAB",
+    "Spectrum",
+    "TaylorSeer",
+]

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from accel.caching import DBCache, DeepCache, FirstBlockCache, HiCache, TaylorSeer
+from accel.caching import (
+    DBCache,
+    DeepCache,
+    FirstBlockCache,
+    FoCa,
+    HarmoniCa,
+    HiCache,
+    PAB,
+    Spectrum,
+    TaylorSeer,
+)
 from accel.method import Method
 
 TRANSFORMERS = ("wan", "wan22", "wan_i2v", "flux", "flux_distilled", "cogvideox", "ltx")
@@ -101,8 +111,44 @@ ROWS = (
         ("flux", "ltx"),
         frozen="rounding",
     ),
+    Row(
+        HarmoniCa(("1" * 12, "0" * 12, "110" * 4, "010" * 4, "1" * 12), resample=True),
+        HarmoniCa(("1" * 12,), resample=True),
+        ("wan", "wan22", "flux", "ltx"),
+        ("flux",),
+    ),
+    Row(
+        HarmoniCa(("1" * 8, "10" * 4, "0" * 8, "1" * 8, "01" * 4), resample=True),
+        HarmoniCa(("1" * 8,), resample=True),
+        ("cogvideox",),
+        ("cogvideox",),
+    ),
+    Row(
+        FoCa(interval=2, warmup=1),
+        FoCa(interval=1),
+        ("wan22", "ltx"),
+        ("cogvideox", "wan"),
+    ),
+    Row(
+        Spectrum(interval=2, growth=0.75, warmup=2, relative=True),
+        Spectrum(interval=1, growth=0),
+        ("cogvideox", "sd"),
+        ("wan", "ltx"),
+    ),
+    Row(
+        Spectrum(growth=0, warmup=2, mix=0.5, carrier="hidden", relative=True),
+        Spectrum(interval=1, growth=0, carrier="hidden"),
+        ("flux", "wan_i2v"),
+        ("flux",),
+    ),
     Row(DeepCache(interval=2, branch=1), DeepCache(interval=1), UNETS, ("sd", "sdxl")),
     Row(DeepCache(steps=(0, 3), branch=4), DeepCache(steps=(0, 1, 2, 3, 4)), UNETS, ("sd",)),
+    Row(
+        PAB(full=3, cross=2, feed_forward=2, window=(0.0, 1.0)),
+        PAB(full=1, cross=1),
+        ("wan22", "flux", "ltx", "cogvideox"),
+        ("wan", "cogvideox"),
+    ),
 )
 PAIRS = [(row, name) for row in ROWS for name in row.names]
 FULL = [(row, name) for row in ROWS for name in row.full]
