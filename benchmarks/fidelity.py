@@ -22,8 +22,9 @@ from diffusers import DiffusionPipeline  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from accel.pipelines import tiny  # noqa: E402
+from accel.registry import recognise  # noqa: E402
 from benchmarks.cells import Cells  # noqa: E402
-from benchmarks.fidelity_report import best_of, draw, markdown, rows, table  # noqa: E402
+from benchmarks.fidelity_report import ALIKE, best_of, draw, markdown, rows, table  # noqa: E402
 from benchmarks.judge import Judge  # noqa: E402
 from benchmarks.settings import OWN, Setting  # noqa: E402
 from benchmarks.shapes import Model  # noqa: E402
@@ -61,7 +62,11 @@ class Bench:
         self._judge, self._sweeper = judge, sweeper
         self._order, self._ratios, self._until = order, ratios, until
         spaced = () if judge.model.moving else (":trailing", ":linspace")
-        self._sweep = Sweep(self._attempt, sweeper.magnitudes, judge.sampler, ("", *spaced))
+        family = recognise(judge.model.pipe)[0]
+        recipes = {name: make().methods[0] for name, make in family.recipes.items()}
+        self._sweep = Sweep(
+            self._attempt, sweeper.magnitudes, judge.sampler, ("", *spaced), recipes
+        )
         self.chosen: dict[tuple[str, int], Setting] = {}
 
     def _check(self, what: str) -> None:
@@ -123,7 +128,7 @@ def main(
     ] = None,
     ratios: Annotated[list[int] | None, typer.Option("--ratio")] = None,
     only: Annotated[list[str] | None, typer.Option("--row", help="Rows of the table.")] = None,
-    samples: Annotated[int, typer.Option(help="Samples on which a setting is judged.")] = 16,
+    samples: Annotated[int, typer.Option(help="Samples on which a setting is judged.")] = ALIKE,
     many: Annotated[int, typer.Option(help="Samples for the best five of a model.")] = 64,
     sweep_samples: Annotated[int, typer.Option(help="Samples on which settings are chosen.")] = 4,
     rounds: Annotated[int, typer.Option(help="Times that everything is timed.")] = 4,
@@ -192,10 +197,10 @@ def write(cells: Cells, out: Path) -> None:
     """The table on the terminal and beside the results, and a picture a model."""
     for name in MODELS:
         for sampler in (OWN, "euler"):
-            found = rows(cells, name, sampler)
+            found = rows(cells, name, sampler, ALIKE)
             if found:
                 Console(width=160).print(table(found, f"{name}, {sampler} solver"))
-        found = rows(cells, name, OWN)
+        found = rows(cells, name, OWN, ALIKE)
         if found:
             draw(found, name, out.with_name(f"{out.stem}-{name}.png"))
     out.with_suffix(".md").write_text(markdown(cells, MODELS))

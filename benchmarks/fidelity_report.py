@@ -15,6 +15,8 @@ from benchmarks.cells import Cells
 from benchmarks.settings import OWN
 from benchmarks.sweep import RATIOS, STEPS, limit, within
 
+ALIKE = 16
+"""Samples on which rows are compared; the best are judged on more besides."""
 SLACK = 0.02
 """Adherence counts as not fallen while its mean over pairs falls by no more than this."""
 HEAD = (
@@ -65,8 +67,12 @@ class Row:
         return self.means["adherence_change"] >= -SLACK
 
 
-def rows(cells: Cells, model: str, sampler: str) -> list[Row]:
-    """Rows of a model's last judged checkpoint, each at its largest number of samples."""
+def rows(cells: Cells, model: str, sampler: str, most: int | None = None) -> list[Row]:
+    """Rows of a model's last judged checkpoint, each at its largest number of samples.
+
+    Args:
+        most: leave judgements on more samples out.
+    """
     checkpoint = last_checkpoint(cells, model)
     mine = [
         c
@@ -84,7 +90,7 @@ def rows(cells: Cells, model: str, sampler: str) -> list[Row]:
     found: dict[tuple[int, str, str], Row] = {}
     for cell in mine:
         f, result = cell["fields"], cell["result"]
-        if f["set"] != "evaluation":
+        if f["set"] != "evaluation" or (most is not None and f["samples"] > most):
             continue
         key = (f["ratio"], f["row"], f["setting"])
         if key not in found or found[key].samples < f["samples"]:
@@ -158,7 +164,8 @@ def table(judged: Sequence[Row], title: str) -> Table:
 
 def markdown(cells: Cells, models: Sequence[str]) -> str:
     """The page beside the JSON file."""
-    lines = [INTRODUCTION]
+    notes = cells.path.with_suffix(".notes.md")
+    lines = [INTRODUCTION, *([notes.read_text()] if notes.exists() else [])]
     for model in models:
         checkpoint = last_checkpoint(cells, model)
         if checkpoint is None:
@@ -166,11 +173,10 @@ def markdown(cells: Cells, models: Sequence[str]) -> str:
         lines += [f"## {model}", "", f"Checkpoint sha256 `{checkpoint}…`.", ""]
         lines += [*_best(rows(cells, model, OWN)), f"![Pareto](fidelity-{model}.png)", ""]
         for sampler in (OWN, "euler"):
-            judged = rows(cells, model, sampler)
-            if judged:
-                solver = "the solver it ships with" if sampler == OWN else f"flow {sampler}"
-                lines += [f"### With {solver}", "", _line(HEAD), _line(["---"] * len(HEAD))]
-                lines += [_line(texts(row)) for row in judged] + [""]
+            solver = "the solver it ships with" if sampler == OWN else f"flow {sampler}"
+            lines += _listing(f"With {solver}", rows(cells, model, sampler, ALIKE))
+        wide = [row for row in rows(cells, model, OWN) if row.samples > ALIKE]
+        lines += _listing("The best on more samples (not to be read against the rows above)", wide)
     lines += ["## Measured on", ""]
     for i, e in enumerate(json.loads(cells.path.read_text())["environments"]):
         versions = ", ".join(f"{k} {v}" for k, v in e["versions"].items())
@@ -179,6 +185,13 @@ def markdown(cells: Cells, models: Sequence[str]) -> str:
             f"{e['system']}; {e['threads']} thread a process; {versions}"
         )
     return "\n".join(lines) + "\n"
+
+
+def _listing(title: str, judged: Sequence[Row]) -> list[str]:
+    if not judged:
+        return []
+    head = [f"### {title}", "", _line(HEAD), _line(["---"] * len(HEAD))]
+    return [*head, *(_line(texts(row)) for row in judged), ""]
 
 
 def _best(judged: Sequence[Row]) -> list[str]:
@@ -253,6 +266,5 @@ same seed; adherence is the share of attributes that the exact checker finds rig
 sample's in brackets and the one-sided 95 % bootstrap bound of the paired change. Work counts FLOPs
 of linear, convolution and attention products that really ran in the denoiser, for everyone alike.
 Speed-up is the median over rounds in which the plain sampler and all settings of a ratio run turn
-about, with its 95 % interval. Settings may have been chosen on an earlier checkpoint; each sweep
-cell names it. With flow Euler the settings are those chosen with the solver the model ships with.
+about, with its 95 % interval. With flow Euler the settings are those chosen with the solver the model ships with.
 """

@@ -54,7 +54,7 @@ class Judge:
         )
 
     def attempt(self, setting: Setting) -> Tried:
-        """The setting on the sweep's samples. Kept from an earlier checkpoint of the model."""
+        """The setting on the sweep's samples."""
 
         def compute() -> dict[str, Any]:
             samples = self.model.samples("sweep", self._sweep_samples)
@@ -65,12 +65,12 @@ class Judge:
                 "psnr": float(np.mean(each)),
                 "psnr_each": each,
                 "work": self._work(made),
-                "checkpoint": self.model.checkpoint,
             }
 
         found = self.cells.run(
             compute,
             model=self.model.name,
+            checkpoint=self.model.checkpoint[:12],
             set="sweep",
             solver=setting.sampler,
             samples=self._sweep_samples,
@@ -91,9 +91,14 @@ class Judge:
         def compute() -> dict[str, Any]:
             samples = self.model.samples("sweep", self._sweep_samples)
             found = spread(calibrate, [samples], min(self._workers, 1))
-            return {"ratios": list(found[0]), "checkpoint": self.model.checkpoint}
+            return {"ratios": list(found[0])}
 
-        fields = {"model": self.model.name, "set": "calibration", "solver": self.sampler}
+        fields = {
+            "model": self.model.name,
+            "checkpoint": self.model.checkpoint[:12],
+            "set": "calibration",
+            "solver": self.sampler,
+        }
         return tuple(self.cells.run(compute, **fields, of="MagCache")["ratios"])
 
     def evaluate(self, setting: Setting, ratio: float, count: int) -> dict[str, Any]:

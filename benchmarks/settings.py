@@ -15,7 +15,6 @@ from diffusers import (
 )
 
 import accel
-from accel.caching import FirstBlockCache
 from accel.method import Method
 from accel.plan import describe
 from benchmarks import peers
@@ -70,7 +69,9 @@ class Setting:
         """Whether samples of one batch would share decisions, and so must run one by one."""
         if isinstance(self.method, peers.CacheDiT):
             return self.method.mask is None
-        return isinstance(self.method, FirstBlockCache | peers.FirstBlockCache)
+        if isinstance(self.method, peers.FirstBlockCache):
+            return True
+        return not getattr(self.method, "per_sample", True)
 
     def __str__(self) -> str:
         if self.method is None:

@@ -7,16 +7,17 @@ of its kind, and whatever settings it has besides.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from accel.caching import DeepCache, FirstBlockCache, TaylorSeer
 from accel.method import Method
 from benchmarks import peers, settings
+from benchmarks.grids import GRIDS
 from benchmarks.settings import Setting, plain
 
-RATIOS = (2, 3, 4, 5)
+RATIOS = (2, 3, 4, 5, 6)
 STEPS = 50
 SCHEDULES = ((1, True), (2, True), (3, True), (5, True), (8, True), (1, False))
 """First steps that are all computed, and whether the final one is."""
@@ -67,6 +68,7 @@ class Sweep:
         sampler: the solver that methods are used with.
         spacings: ways in which the model's solvers place timesteps, as `settings.solver` names
             them; one only in flow matching, which places noise levels.
+        recipes: the family's recipes by name, each a method.
     """
 
     def __init__(
@@ -75,8 +77,9 @@ class Sweep:
         magnitudes: Callable[[], tuple[float, ...]],
         sampler: str = settings.OWN,
         spacings: tuple[str, ...] = ("",),
+        recipes: Mapping[str, Method] | None = None,
     ) -> None:
-        self._attempt, self._magnitudes = attempt, magnitudes
+        self._attempt, self._magnitudes, self._recipes = attempt, magnitudes, recipes or {}
         self._sampler, self._spacings = sampler, spacings
 
     def choose(self, row: str, ratio: float) -> Setting | None:
@@ -97,9 +100,11 @@ class Sweep:
         """Ours on the output: schedules at order 1, then other forecasters at the best."""
         released = _ours(ratio, warmup=3, last=True)
         settled = [
-            _ours(ratio, warmup=warmup, last=last, settle=warmup > 1) for warmup, last in SCHEDULES
+            method
+            for warmup, last in SCHEDULES
+            for method in _ours(ratio, warmup=warmup, last=last, settle=warmup > 1)
         ]
-        tried = [self._of(row, method) for method in (*settled, released)]
+        tried = [self._of(row, method) for method in (*settled, *released)]
         schedule = self._best(tried, ratio)
         others = ((0, "taylor"), (2, "taylor"), (2, "newton"))
         return tried + [self._of(row, replace(schedule, order=o, basis=b)) for o, b in others]
@@ -111,7 +116,11 @@ class Sweep:
 
     def lite(self, row: str, ratio: float) -> list[Setting]:
         """diffusers' TaylorSeer on the output, searched like ours."""
-        tried = [self._of(row, _theirs(ratio, warmup=w, last=end)) for w, end in SCHEDULES]
+        tried = [
+            self._of(row, method)
+            for warmup, last in SCHEDULES
+            for method in _theirs(ratio, warmup=warmup, last=last)
+        ]
         schedule = self._best(tried, ratio)
         return tried + [self._of(row, replace(schedule, order=order)) for order in (0, 2)]
 
@@ -166,6 +175,19 @@ class Sweep:
         kind = self._sampler if name == settings.OWN else name
         return [replace(plain(kind + s, budget(ratio)), row=row) for s in self._spacings]
 
+    def recipe(self, row: str, ratio: float) -> list[Setting]:
+        """A recipe of the family, at the largest ratio that it is within."""
+        name = row.removeprefix("recipe ")
+        if name not in self._recipes:
+            return []
+        tried = self._attempt(self._of(row, self._recipes[name]))
+        fits = [r for r in RATIOS if within(tried.work, r)]
+        return [tried.setting] if fits and fits[-1] == ratio else []
+
+    def grid(self, row: str, ratio: float) -> list[Setting]:
+        """Settings that are the same for all ratios: what they skip depends on the sample."""
+        return [self._of(row, method) for method in GRIDS[row]]
+
     def _of(self, row: str, method: Method | peers.Peer) -> Setting:
         return Setting(row, method, self._sampler)
 
@@ -190,12 +212,17 @@ ROWS: dict[str, Search] = {
     "FirstBlockCache": Sweep.thresholds,
     "TaylorSeer hidden": Sweep.inside,
     "TaylorSeer module": Sweep.inside,
+    "recipe balanced": Sweep.recipe,
+    "recipe fast": Sweep.recipe,
+    **dict.fromkeys(GRIDS, Sweep.grid),
     "dpm++ with as few steps": Sweep.fewer,
     "unipc with as few steps": Sweep.fewer,
     "euler with as few steps": Sweep.fewer,
 }
 VIDEO = (
     "TaylorSeer output",
+    "recipe balanced",
+    "recipe fast",
     "own with as few steps",
     "diffusers TaylorSeer lite",
     "cache-dit masks + TaylorSeer",
@@ -213,6 +240,8 @@ VIDEO = (
 PICTURE = (
     "DeepCache",
     "TaylorSeer output",
+    "recipe balanced",
+    "recipe fast",
     "own with as few steps",
     "DeepCache package",
     "dpm++ with as few steps",
@@ -228,19 +257,19 @@ def _even(interval: int) -> tuple[int, ...]:
     return peers.mask([*range(0, STEPS, interval), STEPS - 1], STEPS)
 
 
-def _ours(ratio: float, **fields: Any) -> TaylorSeer:
-    """TaylorSeer at the smallest interval that computes few enough steps."""
+def _ours(ratio: float, **fields: Any) -> list[TaylorSeer]:
+    """TaylorSeer at the smallest interval that computes few enough steps; none if none does."""
     for interval in range(1, STEPS):
         method = TaylorSeer(interval=interval, **fields)
         if sum(method.policy.computes(i, STEPS) for i in range(STEPS)) <= budget(ratio):
-            return method
-    raise ValueError(f"no interval computes {ratio} times fewer of {STEPS} steps")
+            return [method]
+    return []
 
 
-def _theirs(ratio: float, **fields: Any) -> settings.TaylorSeer:
+def _theirs(ratio: float, **fields: Any) -> list[settings.TaylorSeer]:
     """diffusers' TaylorSeer, likewise."""
     for interval in range(1, STEPS):
         method = settings.TaylorSeer(interval=interval, **fields)
         if len(method.computed(STEPS)) <= budget(ratio):
-            return method
-    raise ValueError(f"no interval computes {ratio} times fewer of {STEPS} steps")
+            return [method]
+    return []

@@ -16,7 +16,8 @@ TAYLORSEER = TaylorSeer(interval=3, warmup=1)
 def test_says_whose_it_is_and_whether_it_runs_alone():
     assert Setting("x", TAYLORSEER).by == "ours" and not Setting("x", TAYLORSEER).alone
     assert plain().by == "plain" and str(plain(steps=7)) == "7 steps"
-    assert Setting("x", FirstBlockCache()).alone
+    assert Setting("x", FirstBlockCache(per_sample=False)).alone
+    assert not Setting("x", FirstBlockCache()).alone
     mask = peers.mask([0, 3], 5)
     masked = Setting("x", peers.CacheDiT(mask=mask, order=1))
     assert masked.by == "cache-dit" and not masked.alone
