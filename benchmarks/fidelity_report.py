@@ -266,5 +266,6 @@ same seed; adherence is the share of attributes that the exact checker finds rig
 sample's in brackets and the one-sided 95 % bootstrap bound of the paired change. Work counts FLOPs
 of linear, convolution and attention products that really ran in the denoiser, for everyone alike.
 Speed-up is the median over rounds in which the plain sampler and all settings of a ratio run turn
-about, with its 95 % interval. With flow Euler the settings are those chosen with the solver the model ships with.
+about, with its 95 % interval. With flow Euler the settings are those chosen with the solver the
+model ships with.
 """
