@@ -56,7 +56,7 @@ def level_at(scheduler: Any, fraction: float) -> float:
     Returns:
         sigma as in `noise_levels`.
     """
-    if _is_flow(scheduler):
+    if is_flow(scheduler):
         return fraction
     alphas = _listed(getattr(scheduler, "alphas_cumprod", None))
     if alphas:
@@ -64,7 +64,8 @@ def level_at(scheduler: Any, fraction: float) -> float:
     return fraction / (1 - fraction) if fraction < 1 else float("inf")
 
 
-def _is_flow(scheduler: Any) -> bool:
+def is_flow(scheduler: Any) -> bool:
+    """Whether the noise levels of `scheduler` are those of a flow, in [0, 1]."""
     config = getattr(scheduler, "config", {})
     return (
         "FlowMatch" in type(scheduler).__name__
