@@ -9,6 +9,7 @@ from .asdm import FeatureInheritance
 from .dbcache import DBCache
 from .deepcache import DeepCache
 from .faster_diffusion import FasterDiffusion
+from .fastercache import FasterCache
 from .first_block_cache import FirstBlockCache
 from .foca import FoCa
 from .harmonica import HarmoniCa
@@ -22,6 +23,7 @@ METHODS: dict[str, type[Method]] = {
     "DeepCache": DeepCache,
     "FasterDiffusion": FasterDiffusion,
     "FeatureInheritance": FeatureInheritance,
+    "FasterCache": FasterCache,
     "FirstBlockCache": FirstBlockCache,
     "FoCa": FoCa,
     "HarmoniCa": HarmoniCa,
@@ -37,6 +39,7 @@ __all__ = [
     "DeepCache",
     "FasterDiffusion",
     "FeatureInheritance",
+    "FasterCache",
     "FirstBlockCache",
     "FoCa",
     "HarmoniCa",

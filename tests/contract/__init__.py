@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from accel.caching import (
+    PAB,
     DBCache,
     DeepCache,
+    FasterCache,
     FirstBlockCache,
     FoCa,
     HarmoniCa,
     HiCache,
-    PAB,
     Spectrum,
     TaylorSeer,
 )
@@ -148,6 +149,13 @@ ROWS = (
         PAB(full=1, cross=1),
         ("wan22", "flux", "ltx", "cogvideox"),
         ("wan", "cogvideox"),
+    ),
+    Row(
+        FasterCache(3, attention_start=0.0, guidance_interval=3, guidance_start=0.0, boost=1.0),
+        FasterCache(attention_interval=1, guidance_interval=1),
+        ("wan22", "flux_distilled", "ltx", "sd", "sdxl"),
+        ("wan", "cogvideox"),
+        frozen="rounding",
     ),
 )
 PAIRS = [(row, name) for row in ROWS for name in row.names]
