@@ -36,6 +36,7 @@ class Recorder:
         self._counted: dict[tuple[str, ...], Work] = {}
         self._called: float | None = None
         self._marks: dict[str, float] = {}
+        self._beside: dict[str, tuple[int, int]] = {}
         self._bytes = 0
         self._complete = False
 
@@ -44,6 +45,11 @@ class Recorder:
         self.skips[name] = {d: list(paths) for d, paths in modules.items()}
         self.owners.setdefault(method, []).append(name)
         return name
+
+    def beside(self, name: str, computed: bool) -> None:
+        """Count a call of a network beside the denoisers (a ControlNet), computed or held."""
+        done, asked = self._beside.get(name, (0, 0))
+        self._beside[name] = done + computed, asked + 1
 
     def install(self, pipe: Any, clock: StepClock, patches: PatchStack) -> None:
         for name, module in clock.denoisers.items():
@@ -82,6 +88,7 @@ class Recorder:
         self._marks = {"call": now if self._called is None else self._called, "begin": now}
         self._called = None
         self._calls, self._shapes, self._work, self._bytes = [], {}, {}, 0
+        self._beside = {}
         self._complete = False
 
     def _calls_append(self, call: Call) -> None:
@@ -133,6 +140,7 @@ class Recorder:
             seconds_rest=before + max(after, 0.0),
             bytes_held=self._bytes,
             complete=self._complete,
+            beside=dict(self._beside),
         )
 
     def _row(self, call: Call) -> Row:

@@ -6,7 +6,8 @@ import dataclasses
 import io
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ class Report:
         seconds_rest: wall time before it (text encoders) and after it (decoding), s.
         bytes_held: tensors kept between steps at the end of the loop.
         complete: False when the run was aborted.
+        beside: of networks beside the denoisers (a ControlNet), calls computed and calls asked for;
+            not part of the fraction.
     """
 
     methods: str
@@ -56,6 +59,7 @@ class Report:
     seconds_rest: float
     bytes_held: int
     complete: bool
+    beside: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def bound(self) -> float:
@@ -83,16 +87,17 @@ class Report:
         return path
 
     def summary(self) -> str:
-        """Two lines: what was done, what it means."""
+        """Two lines: what was done, what it means; and one for each network beside."""
         count = {a: sum(r.action == a for r in self.rows) for a in COLOURS}
         done = ", ".join(f"{n} {a}" for a, n in count.items() if n)
-        size = self.bytes_held / 2**20
+        size, beside = self.bytes_held / 2**20, self.beside.items()
         return (
             f"{self.methods}: {len(self.rows)} evaluations, {done}"
             f"{'' if self.complete else ' (aborted)'}\n"
             f"computed {self.computed_fraction:.1%} of the {self.basis}, which alone is "
             f"{self.bound:.2f}x in the loop; loop {self.seconds_loop:.2f} s, "
             f"rest {self.seconds_rest:.2f} s, {size:.1f} MiB held"
+            + "".join(f"\n{n}: {c} of {asked} calls computed" for n, (c, asked) in beside)
         )
 
     def table(self) -> Table:

@@ -75,6 +75,17 @@ class Listed:
 
 
 @dataclass(frozen=True)
+class Stretched:
+    """Steps named for a run of `of` steps, at the same fractions of any other: s -> s * T // of."""
+
+    steps: Sequence[int]
+    of: int
+
+    def computes(self, index: int, total: int) -> bool:
+        return any(s * total // self.of == index for s in self.steps)
+
+
+@dataclass(frozen=True)
 class Bins:
     """Computed and cached stretches in turn, stretched from their own number of steps to the run's.
 

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 
 from .carriers import Carrier
-
-LAYER_PARTS = ("resnets", "attentions", "motion_modules")
+from .unet_parts import layer
 
 
 def residuals(unet: torch.nn.Module) -> list[tuple[int, int] | None]:
@@ -27,13 +26,8 @@ def residuals(unet: torch.nn.Module) -> list[tuple[int, int] | None]:
     found: list[tuple[int, int] | None] = [None]
     for b, block in enumerate(unet.down_blocks):
         layers = len(block.resnets) + bool(getattr(block, "downsamplers", None))
-        found += [(b, layer) for layer in range(layers)]
+        found += [(b, i) for i in range(layers)]
     return found
-
-
-def _layer(path: str, block: torch.nn.Module, i: int) -> list[str]:
-    parts = [p for p in LAYER_PARTS if getattr(block, p, None) is not None]
-    return [f"{path}.{p}.{i}" for p in parts if i < len(getattr(block, p))]
 
 
 def branch_span(unet: torch.nn.Module, branch: int) -> list[str]:
@@ -55,7 +49,7 @@ def branch_span(unet: torch.nn.Module, branch: int) -> list[str]:
             span.append(path)
         elif b == last[0] and last[1] < len(block.resnets):
             for i in range(last[1] + 1, len(block.resnets)):
-                span += _layer(path, block, i)
+                span += layer(path, block, i)
             if getattr(block, "downsamplers", None):
                 span += [f"{path}.downsamplers.{i}" for i in range(len(block.downsamplers))]
     if getattr(unet, "mid_block", None) is not None:
@@ -68,7 +62,7 @@ def branch_span(unet: torch.nn.Module, branch: int) -> list[str]:
             remaining -= count
             continue
         for i in range(remaining - 1 - branch):
-            span += _layer(path, block, i)
+            span += layer(path, block, i)
         break
     if not span:
         raise ValueError(f"branch {branch} skips nothing on this U-Net, which has no mid block")

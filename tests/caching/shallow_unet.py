@@ -25,14 +25,22 @@ def entry(unet: torch.nn.Module, branch: int) -> int:
     return len(up_layers(unet)) - 1 - branch
 
 
+def embedding(unet: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.Tensor:
+    """What the layers are told of the time (and, in SDXL, of the picture's size)."""
+    sample, timestep = args
+    emb = unet.time_embedding(unet.get_time_embed(sample=sample, timestep=timestep))
+    if unet.config.addition_embed_type is not None:
+        text = kwargs["encoder_hidden_states"]
+        emb = emb + unet.get_aug_embed(emb, text, kwargs["added_cond_kwargs"])
+    return emb
+
+
 def skipped_step(
     unet: torch.nn.Module, args: tuple, kwargs: dict[str, Any], cached: torch.Tensor, branch: int
 ) -> torch.Tensor:
     """The U-Net's output from the hidden state `cached` that enters the up path at `branch`."""
-    (sample, timestep), text = args, kwargs["encoder_hidden_states"]
-    emb = unet.time_embedding(unet.get_time_embed(sample=sample, timestep=timestep))
-    if unet.config.addition_embed_type is not None:
-        emb = emb + unet.get_aug_embed(emb, text, kwargs["added_cond_kwargs"])
+    sample, text = args[0], kwargs["encoder_hidden_states"]
+    emb = embedding(unet, args, kwargs)
 
     def layer(hidden, resnet, attention):
         hidden = resnet(hidden, emb)

@@ -91,7 +91,7 @@ def test_only_what_the_next_step_holds_is_kept():
 
 def test_a_mask_for_another_model_is_refused():
     pipe = make("cogvideox")
-    with pytest.raises(ValueError, match="mask is for 12 modules, but CogVideoX.* has 8"):
+    with pytest.raises(ValueError, match=r"mask is for 12 modules, but CogVideoX.* has 8"):
         pipe.enable_acceleration(HarmoniCa(ROWS12))
     with pytest.raises(ValueError, match=r"no mask; it is learned .* plan file"):
         pipe.enable_acceleration(HarmoniCa())
