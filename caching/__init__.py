@@ -12,23 +12,27 @@ from .faster_diffusion import FasterDiffusion
 from .fastercache import FasterCache
 from .first_block_cache import FirstBlockCache
 from .foca import FoCa
+from .foca import FoCa
 from .harmonica import HarmoniCa
 from .hicache import HiCache
 from .pab import PAB
+from .spectrum import Spectrum
 from .spectrum import Spectrum
 from .taylorseer import TaylorSeer
 
 METHODS: dict[str, type[Method]] = {
     "DBCache": DBCache,
     "DeepCache": DeepCache,
+    "FasterCache": FasterCache,
     "FasterDiffusion": FasterDiffusion,
     "FeatureInheritance": FeatureInheritance,
-    "FasterCache": FasterCache,
     "FirstBlockCache": FirstBlockCache,
+    "FoCa": FoCa,
     "FoCa": FoCa,
     "HarmoniCa": HarmoniCa,
     "HiCache": HiCache,
     "PAB": PAB,
+    "Spectrum": Spectrum,
     "Spectrum": Spectrum,
     "TaylorSeer": TaylorSeer,
 }
@@ -37,9 +41,9 @@ __all__ = [
     "METHODS",
     "DBCache",
     "DeepCache",
+    "FasterCache",
     "FasterDiffusion",
     "FeatureInheritance",
-    "FasterCache",
     "FirstBlockCache",
     "FoCa",
     "HarmoniCa",

@@ -11,7 +11,7 @@ from accel.method import Method, Site, check_fields
 from .carriers import CARRIERS, KINDS, supported
 from .forecasters import Weights
 from .policies import Interval, Policy, explain_schedule
-from .state import Cache
+from .state import Cache, History
 
 REACH = {
     "output": "the denoiser is not called",
@@ -25,6 +25,7 @@ class Forecasting(Method):
 
     Class attributes:
         carriers: those the method can be set to.
+        history: what keeps the outputs and combines them.
     """
 
     interval: int
@@ -33,6 +34,7 @@ class Forecasting(Method):
     last: bool
 
     carriers: ClassVar[tuple[str, ...]] = CARRIERS
+    history: ClassVar[type[History]] = History
     level: ClassVar[str] = "step"
     claims: ClassVar[str] = "caching"
 
@@ -73,6 +75,6 @@ class Forecasting(Method):
         )
 
     def install(self, site: Site) -> None:
-        cache = Cache(site, self.weights(site), self.kept)
+        cache = Cache(site, self.weights(site), self.kept, self.history)
         name = type(self).__name__
         KINDS[self.carrier](site, cache, self.policy, name, self.since).install()

@@ -113,10 +113,15 @@ class State:
     """
 
     def __init__(
-        self, first: int, weights: Weights, length: int, rows: torch.Tensor | None = None
+        self,
+        first: int,
+        weights: Weights,
+        length: int,
+        rows: torch.Tensor | None = None,
+        history: type[History] = History,
     ) -> None:
         self.first, self.compute, self.rows = first, True, rows
-        self._weights, self._length = weights, length
+        self._weights, self._length, self._history = weights, length, history
         self.histories: dict[str, History] = {}
         self.extra: dict[str, Any] = {}
         self.parts: list[State] = []
@@ -124,11 +129,11 @@ class State:
 
     def part(self, rows: torch.Tensor | None) -> State:
         """A new state for some rows of this one's batch."""
-        return State(self.first, self._weights, self._length, rows)
+        return State(self.first, self._weights, self._length, rows, self._history)
 
     def keep(self, name: str, index: int, value: Any) -> None:
         if name not in self.histories:
-            self.histories[name] = History(self._weights, self._length)
+            self.histories[name] = self._history(self._weights, self._length)
         self.histories[name].keep(index, value)
 
     @property
@@ -142,10 +147,17 @@ class State:
 
 
 class Cache:
-    """The states of one installed method. They live for one run and are unreachable after it."""
+    """The states of one installed method. They live for one run and are unreachable after it.
 
-    def __init__(self, site: Site, weights: Weights, length: int) -> None:
+    Args:
+        history: the class that keeps outputs, `length` of them, and combines them.
+    """
+
+    def __init__(
+        self, site: Site, weights: Weights, length: int, history: type[History] = History
+    ) -> None:
         self._clock, self._weights, self._length = site.clock, weights, length
+        self._history = history
         self._states: dict[Any, State] = {}
         self.current: State | None = None
         site.clock.on_begin.append(self._clear)
@@ -165,7 +177,8 @@ class Cache:
         key = (step.run, denoiser, step.branch, shapes)
         state = self._states.get(key)
         if state is None:
-            state = self._states[key] = State(step.index, self._weights, self._length)
+            state = State(step.index, self._weights, self._length, history=self._history)
+            self._states[key] = state
         self.current = state
         return state, step
 

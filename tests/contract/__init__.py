@@ -142,6 +142,24 @@ ROWS = (
         ("flux", "wan_i2v"),
         ("flux",),
     ),
+    Row(
+        FoCa(interval=2, warmup=1),
+        FoCa(interval=1),
+        ("wan22", "ltx"),
+        ("cogvideox", "wan"),
+    ),
+    Row(
+        Spectrum(interval=2, growth=0.75, warmup=2, relative=True),
+        Spectrum(interval=1, growth=0),
+        ("cogvideox", "sd"),
+        ("wan", "ltx"),
+    ),
+    Row(
+        Spectrum(growth=0, warmup=2, mix=0.5, carrier="hidden", relative=True),
+        Spectrum(interval=1, growth=0, carrier="hidden"),
+        ("flux", "wan_i2v"),
+        ("flux",),
+    ),
     Row(DeepCache(interval=2, branch=1), DeepCache(interval=1), UNETS, ("sd", "sdxl")),
     Row(DeepCache(steps=(0, 3), branch=4), DeepCache(steps=(0, 1, 2, 3, 4)), UNETS, ("sd",)),
     Row(
