@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ class Family:
         stream: the hidden states that the output layers read.
         axes: batch axis of every argument of the denoiser; None for one shared by the batch. The
             entries of one sample, where it has several (frames), lie together.
+        channels: axis of the channels in the latents the denoiser is given; of latents packed into
+            tokens (B, S, C) it is the last one always.
         fused: branches of a batch that carries guidance, in order.
         branches: the pipeline's `cache_context` names, where they differ from cond and uncond,
             or, of a pipeline that gives none, the number of the call within a step.
@@ -85,6 +88,7 @@ class Family:
     blocks: tuple[Blocks, ...] = ()
     stream: str = "hidden_states"
     axes: Mapping[str, int | None] = field(default_factory=dict)
+    channels: int = 1
     fused: tuple[str, ...] = ()
     branches: Mapping[str, str] = field(default_factory=dict)
     recipes: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
@@ -107,6 +111,16 @@ class Family:
         ]
 
 
+def arguments_of(
+    denoiser: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The arguments of a denoiser call by name, in the order of its `forward`: latents first."""
+    module = getattr(denoiser, "_orig_mod", denoiser)
+    bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs)
+    bound.arguments.pop("self")
+    return {**bound.arguments, **bound.arguments.pop("kwargs", {})}
+
+
 def select_rows(
     family: Family,
     denoiser: torch.nn.Module,
@@ -126,10 +140,7 @@ def select_rows(
     Raises:
         ValueError: an argument whose batch axis the family does not state.
     """
-    module = getattr(denoiser, "_orig_mod", denoiser)
-    bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs)
-    bound.arguments.pop("self")
-    arguments = {**bound.arguments, **bound.arguments.pop("kwargs", {})}
+    arguments = arguments_of(denoiser, args, kwargs)
     first = next(iter(arguments))
     count = arguments[first].shape[family.axes.get(first) or 0]
     return {n: _rows_of(family, n, value, rows, count) for n, value in arguments.items()}
@@ -160,8 +171,14 @@ def _rows_of(family: Family, name: str, value: Any, rows: torch.Tensor, count: i
     if isinstance(value, Mapping):
         return {k: _rows_of(family, name, v, rows, count) for k, v in value.items()}
     if isinstance(value, tuple | list):
+        if axis == 0 and len(value) == count and not any(map(_holds_tensors, value)):
+            return type(value)(value[i] for i in rows.tolist())
         return type(value)(_rows_of(family, name, v, rows, count) for v in value)
     raise ValueError(f"denoiser argument {name!r} has unsupported type {type(value).__name__}")
+
+
+def _holds_tensors(value: Any) -> bool:
+    return any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(value))
 
 
 def inspected(denoiser: torch.nn.Module, attribute: str) -> Family:

@@ -5,10 +5,46 @@ if not __name__.startswith("accel."):
 
 from accel.family import Family
 
-from . import cogvideox, flux, ltx, sd, wan
+from . import (
+    animatediff,
+    cogvideox,
+    dit,
+    flux,
+    hunyuan_video,
+    lumina2,
+    ltx,
+    mochi,
+    pixart,
+    qwenimage,
+    sana,
+    sd,
+    sd3,
+    svd,
+    wan,
+)
 
 FAMILIES: dict[str, Family] = {
-    f.name: f for f in (wan.FAMILY, flux.FAMILY, cogvideox.FAMILY, ltx.FAMILY, sd.SDXL, sd.SD)
+    family.name: family
+    for family in (  # of one class, those told apart by their config come first
+        wan.FAMILY,
+        hunyuan_video.TOKEN_REPLACE,
+        hunyuan_video.FAMILY,
+        cogvideox.FAMILY,
+        ltx.FAMILY,
+        mochi.FAMILY,
+        flux.FAMILY,
+        sd3.FAMILY,
+        pixart.FAMILY,
+        sana.FAMILY,
+        lumina2.FAMILY,
+        qwenimage.ZERO_TIME,
+        qwenimage.FAMILY,
+        dit.FAMILY,
+        sd.SDXL,
+        sd.SD,
+        svd.FAMILY,
+        animatediff.FAMILY,
+    )
 }
 
 __all__ = ["FAMILIES"]

@@ -26,6 +26,7 @@ FAMILY = Family(
         "image_rotary_emb": None,
         "attention_kwargs": None,
     },
+    channels=2,
     fused=("uncond", "cond"),
     branches={"cond_uncond": "both"},
     recipes={"balanced": balanced, "fast": fast},

@@ -1,22 +1,11 @@
 """Flux.1 (text to image, and the pipelines that share its transformer)."""
 
 from accel.family import Blocks, Family
-from accel.plan import Plan, as_method
 
-PUBLISHED = "published settings, not measured here"
+from .published import image_balanced, image_fast
+
 STREAMS = ("hidden_states", "encoder_hidden_states")
 RETURNS = ("encoder_hidden_states", "hidden_states")
-
-
-def balanced() -> Plan:
-    """FirstBlockCache at ParaAttention's threshold for FLUX.1-dev."""
-    return Plan((as_method("FirstBlockCache", threshold=0.08),), "balanced", PUBLISHED)
-
-
-def fast() -> Plan:
-    """TaylorSeer at its released setting for FLUX.1-dev, on the denoiser's output."""
-    method = as_method("TaylorSeer", interval=6, order=1, warmup=3)
-    return Plan((method,), "fast", PUBLISHED)
 
 
 FAMILY = Family(
@@ -56,5 +45,5 @@ FAMILY = Family(
         "controlnet_blocks_repeat": None,
     },
     branches={"0": "cond", "1": "uncond"},
-    recipes={"balanced": balanced, "fast": fast},
+    recipes={"balanced": image_balanced, "fast": image_fast},
 )

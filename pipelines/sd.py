@@ -3,8 +3,9 @@
 from accel.family import Family
 from accel.plan import Plan, as_method
 
+from .published import unet_balanced, unet_fast
+
 MEASURED = "chosen on the shipped shapes-t2i, 50 steps (benchmarks/results/fidelity.md)"
-PUBLISHED = "published settings, not measured here"
 AXES = {
     "sample": 0,
     "timestep": 0,
@@ -33,16 +34,6 @@ def fast() -> Plan:
     return Plan((method,), "fast", MEASURED)
 
 
-def xl_balanced() -> Plan:
-    """DeepCache at its released setting for SDXL."""
-    return Plan((as_method("DeepCache", interval=3, branch=0),), "balanced", PUBLISHED)
-
-
-def xl_fast() -> Plan:
-    """DeepCache at the widest interval its authors report."""
-    return Plan((as_method("DeepCache", interval=5, branch=0),), "fast", PUBLISHED)
-
-
 SDXL = Family(
     name="sdxl",
     classes=("UNet2DConditionModel",),
@@ -52,7 +43,7 @@ SDXL = Family(
     stream="sample",
     axes=AXES,
     fused=("uncond", "cond"),
-    recipes={"balanced": xl_balanced, "fast": xl_fast},
+    recipes={"balanced": unet_balanced, "fast": unet_fast},
 )
 
 SD = Family(

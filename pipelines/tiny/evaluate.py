@@ -104,7 +104,8 @@ def main(
     first: int = typer.Option(0, min=0, help="Index to begin with, going round."),
 ) -> None:
     """Write attributes, all_right, n, autoencoder_psnr and the settings to OUT."""
-    pipe = load(model) if model in NAMES else DiffusionPipeline.from_pretrained(model)
+    single = {"torch_dtype": torch.float32}  # weights on disk are halves, which crash on a CPU
+    pipe = load(model) if model in NAMES else DiffusionPipeline.from_pretrained(model, **single)
     moving = type(pipe).__name__ == "WanPipeline"
     options = call_defaults("shapes-t2v" if moving else "shapes-t2i")
     options |= {"num_inference_steps": steps}

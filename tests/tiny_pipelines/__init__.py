@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,26 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
-from . import cogvideox, flux, ltx, ltx2, sd, sdxl, wan
+from . import (
+    animatediff,
+    cogvideox,
+    dit,
+    flux,
+    hunyuan_video,
+    lumina2,
+    ltx,
+    ltx2,
+    mochi,
+    pixart,
+    qwenimage,
+    sana,
+    sd,
+    sd3,
+    sdxl,
+    svd,
+    text,
+    wan,
+)
 from .schedulers import SCHEDULERS
 
 PROMPT = "a red circle moving left on a dark background"
@@ -39,7 +59,7 @@ class Tiny:
 TINY = {
     "wan": Tiny(wan.build, wan.SCHEDULER, wan.CALL),
     "wan22": Tiny(functools.partial(wan.build, second=True), wan.SCHEDULER, wan.CALL),
-    "wan_i2v": Tiny(wan.build_i2v, wan.SCHEDULER, wan.I2V, encode=wan.embeddings),
+    "wan_i2v": Tiny(wan.build_i2v, wan.SCHEDULER, wan.I2V, encode=text.embeddings),
     "flux": Tiny(flux.build, flux.SCHEDULER, flux.CALL, "true_cfg_scale"),
     "flux_distilled": Tiny(flux.build, flux.SCHEDULER, flux.CALL),
     "cogvideox": Tiny(cogvideox.build, cogvideox.SCHEDULER, cogvideox.CALL),
@@ -52,6 +72,40 @@ TINY = {
     ),
     "sdxl": Tiny(sdxl.build, sdxl.SCHEDULER, sdxl.CALL),
     "sdxl_img2img": Tiny(functools.partial(sdxl.build, task="img2img"), sdxl.SCHEDULER, sd.IMG2IMG),
+    "hunyuan_video": Tiny(
+        hunyuan_video.build, hunyuan_video.SCHEDULER, hunyuan_video.CALL, "true_cfg_scale"
+    ),
+    "hunyuan_video_i2v": Tiny(
+        functools.partial(hunyuan_video.build, replace=True),
+        hunyuan_video.SCHEDULER,
+        hunyuan_video.CALL,
+        "true_cfg_scale",
+    ),
+    "mochi": Tiny(mochi.build, mochi.SCHEDULER, mochi.CALL),
+    "sd3": Tiny(sd3.build, sd3.SCHEDULER, sd3.CALL),
+    "sd3_controlnet": Tiny(
+        functools.partial(sd3.build, control=True), sd3.SCHEDULER, sd3.CONTROLNET
+    ),
+    "pixart": Tiny(pixart.build, pixart.SCHEDULER, pixart.CALL),
+    "sana": Tiny(sana.build, sana.SCHEDULER, sana.CALL),
+    "lumina2": Tiny(lumina2.build, lumina2.SCHEDULER, lumina2.CALL),
+    "qwenimage": Tiny(
+        qwenimage.build,
+        qwenimage.SCHEDULER,
+        qwenimage.CALL,
+        "true_cfg_scale",
+        encode=qwenimage.embeddings,
+    ),
+    "qwenimage_edit": Tiny(
+        functools.partial(qwenimage.build, zero_time=True),
+        qwenimage.SCHEDULER,
+        qwenimage.CALL,
+        "true_cfg_scale",
+        encode=qwenimage.embeddings,
+    ),
+    "dit": Tiny(dit.build, dit.SCHEDULER, dit.CALL, encode=dit.labels),
+    "svd": Tiny(svd.build, svd.SCHEDULER, svd.CALL, "max_guidance_scale", encode=svd.picture),
+    "animatediff": Tiny(animatediff.build, animatediff.SCHEDULER, animatediff.CALL),
 }
 NAMES = tuple(TINY)
 
@@ -98,11 +152,17 @@ def call(
         "output_type": output_type,
         "return_dict": False,
     }
+    known = inspect.signature(type(pipe).__call__).parameters
+    for texts in ("prompt", "negative_prompt"):  # pipelines of classes or pictures have none
+        if texts not in known:
+            del arguments[texts]
     if tiny.encode is not None:
-        arguments |= tiny.encode(pipe, prompts, arguments["negative_prompt"])
+        arguments |= tiny.encode(pipe, prompts, arguments.get("negative_prompt"))
     if callback is not None:
         arguments["callback_on_step_end"] = callback
-    return pipe(**(arguments | overrides))[0]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeds[0])  # for what pipelines draw from no generator
+        return torch.as_tensor(pipe(**(arguments | overrides))[0])
 
 
 @functools.cache

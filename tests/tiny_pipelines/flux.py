@@ -23,8 +23,8 @@ def transformer() -> FluxTransformer2DModel:
     )
 
 
-def build(scheduler: str = SCHEDULER) -> FluxPipeline:
-    vae = AutoencoderKL(
+def vae() -> AutoencoderKL:
+    return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(8, 8),
@@ -36,9 +36,12 @@ def build(scheduler: str = SCHEDULER) -> FluxPipeline:
         shift_factor=0.1,
         scaling_factor=0.4,
     )
+
+
+def build(scheduler: str = SCHEDULER) -> FluxPipeline:
     return FluxPipeline(
         scheduler=SCHEDULERS[scheduler](),
-        vae=vae,
+        vae=vae(),
         text_encoder=text.clip(),
         tokenizer=text.tokenizer(77, clip=True),
         text_encoder_2=text.t5(),

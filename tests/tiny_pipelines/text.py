@@ -1,12 +1,17 @@
 """Tiny tokenizers and text encoders with random weights, made without any file or hub."""
 
 import string
+from typing import Any
 
+import torch
+from diffusers import DiffusionPipeline
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    LlamaConfig,
+    LlamaModel,
     PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
@@ -53,12 +58,26 @@ def tokenizer(max_length: int, clip: bool = False) -> PreTrainedTokenizerFast:
     )
 
 
-def t5() -> T5EncoderModel:
-    return T5EncoderModel(T5Config(**_t5_sizes()))
+def t5(width: int = WIDTH) -> T5EncoderModel:
+    return T5EncoderModel(T5Config(**_t5_sizes(width)))
 
 
 def umt5() -> UMT5EncoderModel:
-    return UMT5EncoderModel(UMT5Config(**_t5_sizes()))
+    return UMT5EncoderModel(UMT5Config(**_t5_sizes(WIDTH)))
+
+
+def llama(layers: int = 3) -> LlamaModel:
+    config = LlamaConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        bos_token_id=VOCABULARY["<s>"],
+        eos_token_id=VOCABULARY["</s>"],
+        pad_token_id=VOCABULARY["<pad>"],
+    )
+    return LlamaModel(config)
 
 
 def clip(projection: bool = False, layers: int = 2) -> CLIPTextModel | CLIPTextModelWithProjection:
@@ -78,12 +97,37 @@ def clip(projection: bool = False, layers: int = 2) -> CLIPTextModel | CLIPTextM
     return CLIPTextModelWithProjection(config) if projection else CLIPTextModel(config)
 
 
-def _t5_sizes() -> dict:
+@torch.no_grad()
+def embeddings(
+    pipe: DiffusionPipeline, prompts: list[str], negative: list[str] | None, mask: bool = False
+) -> dict[str, Any]:
+    """What to pass for the prompts to pipelines that clean or wrap strings in their own way.
+
+    `mask` adds the masks, else what pads is zero.
+    """
+    arguments: dict[str, Any] = {}
+    for key, texts in {
+        "prompt": prompts,
+        "negative_prompt": negative or [""] * len(prompts),
+    }.items():
+        tokens = pipe.tokenizer(
+            texts, padding="max_length", max_length=16, truncation=True, return_tensors="pt"
+        )
+        hidden = pipe.text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
+        arguments[key] = None
+        if mask:
+            arguments |= {f"{key}_embeds": hidden, f"{key}_embeds_mask": tokens.attention_mask}
+        else:
+            arguments[f"{key}_embeds"] = hidden * tokens.attention_mask[..., None]
+    return arguments
+
+
+def _t5_sizes(width: int) -> dict:
     return {
         "vocab_size": len(VOCABULARY),
-        "d_model": WIDTH,
-        "d_kv": WIDTH // 2,
-        "d_ff": 2 * WIDTH,
+        "d_model": width,
+        "d_kv": width // 2,
+        "d_ff": 2 * width,
         "num_layers": 1,
         "num_heads": 2,
         "pad_token_id": VOCABULARY["<pad>"],

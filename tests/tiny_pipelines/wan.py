@@ -70,21 +70,3 @@ def build_i2v(scheduler: str = SCHEDULER) -> WanImageToVideoPipeline:
         scheduler=SCHEDULERS[scheduler](),
         transformer=transformer(2 * LATENT_CHANNELS + MASK_CHANNELS),
     )
-
-
-@torch.no_grad()
-def embeddings(
-    pipe: WanImageToVideoPipeline, prompts: list[str], negative: list[str] | None
-) -> dict[str, torch.Tensor | None]:
-    """What to pass for the prompts, since this pipeline cleans strings with ftfy, an extra."""
-    arguments: dict[str, torch.Tensor | None] = {}
-    for key, texts in {
-        "prompt": prompts,
-        "negative_prompt": negative or [""] * len(prompts),
-    }.items():
-        tokens = pipe.tokenizer(
-            texts, padding="max_length", max_length=16, truncation=True, return_tensors="pt"
-        )
-        hidden = pipe.text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
-        arguments |= {key: None, f"{key}_embeds": hidden * tokens.attention_mask[..., None]}
-    return arguments
