@@ -93,11 +93,12 @@ OVERWRITTEN = {
 def test_latents_are_those_of_overwritten_outputs(granularity):
     def units(unet):
         for path, module in unet.named_modules():
-            if path.startswith("up_blocks") and path.endswith(".attn2"):
-                yield module
-            elif path.endswith(".ff") or path == "mid_block.resnets.0":
-                yield module
-            elif path in ("down_blocks.1.resnets.0", "down_blocks.1.resnets.1"):
+            if (
+                (path.startswith("up_blocks") and path.endswith(".attn2"))
+                or path.endswith(".ff")
+                or path == "mid_block.resnets.0"
+                or path in ("down_blocks.1.resnets.0", "down_blocks.1.resnets.1")
+            ):
                 yield module
 
     pipe, kept, steps = make("sd"), {}, []
@@ -120,9 +121,7 @@ def test_latents_are_those_of_overwritten_outputs(granularity):
 def test_units_are_all_resnets_attentions_and_feed_forwards(name):
     unet = make(name).unet
     wanted = [
-        p
-        for p, m in unet.named_modules()
-        if isinstance(m, ResnetBlock2D | FeedForward | Attention)
+        p for p, m in unet.named_modules() if isinstance(m, ResnetBlock2D | FeedForward | Attention)
     ]
     assert sorted(name for name, _, _ in groups(unet, "unit")) == sorted(wanted)
 
