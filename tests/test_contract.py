@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from tests.contract import FULL, PAIRS
-from tests.contract.runs import anatomy, clean, counted, denoisers, frozen, plain, spoiling
+from tests.contract.runs import (
+    anatomy,
+    clean,
+    counted,
+    denoisers,
+    frozen,
+    plain,
+    reads,
+    spoiling,
+)
 from tests.tiny_pipelines import SCHEDULERS, call, make
 
 pairs = pytest.mark.parametrize(("row", "name"), PAIRS, ids=lambda v: str(v))
@@ -113,6 +122,17 @@ def test_a_batch_decides_as_its_samples_alone(row, name):
     if not row.static:
         fractions = [r.report.computed_fraction for r in (pair, *alones)]
         assert fractions[0] == pytest.approx(sum(fractions[1:]) / 2, abs=1e-3)
+
+
+@full
+def test_at_most_one_value_is_read_per_evaluation(row, name):
+    """None where the schedule is fixed; what the pipeline itself reads is taken off."""
+    own = reads(make(name), name, 9) - reads(make(name), name, 6)
+    pipe = enabled(row, name)
+    more = reads(pipe, name, 9)
+    evaluations = len(pipe.acceleration.report().rows) / 9
+    more -= reads(pipe, name, 6)
+    assert more <= own + (0 if row.static else 3 * evaluations)
 
 
 @full

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from accel.method import Method
 from accel.report import Report
@@ -71,6 +72,27 @@ def counted(pipe: DiffusionPipeline) -> Iterator[list[int]]:
         torch.nn.functional.scaled_dot_product_attention = attend
         for hook in hooks:
             hook.remove()
+
+
+class Reads(TorchDispatchMode):
+    """Counts what waits for an accelerator: values read to the host, shapes that depend on data."""
+
+    WAITING = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func in self.WAITING
+        return func(*args, **(kwargs or {}))
+
+
+def reads(pipe: DiffusionPipeline, name: str, steps: int) -> int:
+    """Reads in a run of `steps` steps."""
+    with Reads() as counted:
+        call(pipe, name, steps=steps)
+    return counted.count
 
 
 @functools.cache
