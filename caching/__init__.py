@@ -12,13 +12,13 @@ from .faster_diffusion import FasterDiffusion
 from .fastercache import FasterCache
 from .first_block_cache import FirstBlockCache
 from .foca import FoCa
-from .foca import FoCa
 from .harmonica import HarmoniCa
 from .hicache import HiCache
 from .pab import PAB
 from .spectrum import Spectrum
-from .spectrum import Spectrum
+from .step_rehash import StepRehash
 from .taylorseer import TaylorSeer
+from .teacache import TeaCache
 
 METHODS: dict[str, type[Method]] = {
     "DBCache": DBCache,
@@ -28,13 +28,13 @@ METHODS: dict[str, type[Method]] = {
     "FeatureInheritance": FeatureInheritance,
     "FirstBlockCache": FirstBlockCache,
     "FoCa": FoCa,
-    "FoCa": FoCa,
     "HarmoniCa": HarmoniCa,
     "HiCache": HiCache,
     "PAB": PAB,
     "Spectrum": Spectrum,
-    "Spectrum": Spectrum,
+    "StepRehash": StepRehash,
     "TaylorSeer": TaylorSeer,
+    "TeaCache": TeaCache,
 }
 
 __all__ = [
@@ -50,5 +50,7 @@ __all__ = [
     "HiCache",
     "PAB",
     "Spectrum",
+    "StepRehash",
     "TaylorSeer",
+    "TeaCache",
 ]

@@ -56,37 +56,33 @@ class Threshold:
 def parts_of(state: State, site: Site, batch: int, per_sample: bool) -> list[State]:
     """The parts of a state for `batch` rows, made if there are none; with their rows."""
     if not state.parts:
-        halves = _halves(site) if per_sample else batch
-        groups = max(batch // halves, 1) if per_sample else 1
+        groups = max(batch // halves(site), 1) if per_sample else 1
         for i in range(groups):
             rows = torch.arange(i, batch, groups) if groups > 1 else None
             state.parts.append(state.part(rows))
     return state.parts
 
 
-def _halves(site: Site) -> int:
+def halves(site: Site) -> int:
     """How many rows of a batch belong to one sample."""
-    pipe, branch = site.pipe, site.clock.step.branch
-    if not site.family.fused or branch in site.family.fused:
+    pipe, fused = site.pipe, site.family.fused
+    if not fused or site.clock.step.branch in fused:
         return 1
     guided = getattr(pipe, "do_classifier_free_guidance", None)
     if guided is None:
-        guided = (getattr(pipe, "guidance_scale", None) or 0) > 1
-    return len(site.family.fused) if guided or branch == "both" else 1
+        scale = getattr(pipe, "guidance_scale", None)
+        guided = scale is None or scale > 1
+    return len(fused) if guided else 1
 
 
-def relative_changes(
-    new: Tensor, old: Tensor, parts: Sequence[State], scale: Tensor | None = None
-) -> list[float]:
-    """mean|new - old| / mean|scale| of every part, read to the host at once.
+def relative(new: Tensor, old: Tensor, parts: Sequence[State]) -> Tensor:
+    """mean|new - old| / mean|old| of every part: (P,).
 
     Args:
         new: (B, ...) values now.
         old: (B, ...) values to compare with.
-        scale: (B, ...) what the change is relative to; `old` if None.
     """
-    over = _norms(old if scale is None else scale, parts)
-    return read(_norms(new - old, parts) / over)
+    return norms(new - old, parts) / norms(old, parts)
 
 
 def read(values: Tensor) -> list[float]:
@@ -94,8 +90,8 @@ def read(values: Tensor) -> list[float]:
     return [values.item()] if values.numel() == 1 else values.tolist()
 
 
-def _norms(value: Tensor, parts: Sequence[State]) -> Tensor:
-    """Sum of |value| over each part: (P,)."""
+def norms(value: Tensor, parts: Sequence[State]) -> Tensor:
+    """Sum of |value| (B, ...) over each part: (P,)."""
     if len(parts) == 1:
         return torch.linalg.vector_norm(value, ord=1, dtype=torch.float32).reshape(1)
     rows = torch.linalg.vector_norm(value.flatten(1), ord=1, dim=1, dtype=torch.float32)

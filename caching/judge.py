@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
 from accel.method import Site
 
-from .adaptive import Threshold, parts_of, refresh, relative_changes, settle
+from .adaptive import Threshold, parts_of, read, refresh, relative, settle
 from .forecasters import Weights
 from .policies import Policy
 from .span import Entry, Judge, Span
@@ -16,6 +16,7 @@ from .state import Cache, State
 
 WATCHED = "watched"
 Indicator = Callable[[Entry], Tensor]
+Measure = Callable[[Tensor, Tensor, Sequence[State]], Tensor]
 
 
 def probe(entry: Entry) -> Tensor:
@@ -31,6 +32,7 @@ class ChangeJudge:
         previous: measure against the step before, computed or not, as accumulating rules do;
             otherwise against the last computed step.
         rescale: from the relative change to what is held against the threshold.
+        measure: the change itself, (P,) for the parts of the batch.
     """
 
     def __init__(
@@ -41,22 +43,28 @@ class ChangeJudge:
         indicator: Indicator = probe,
         previous: bool = False,
         rescale: Callable[[float], float] | None = None,
+        measure: Measure = relative,
     ) -> None:
         self.site, self.rule, self.per_sample = site, rule, per_sample
-        self.indicator, self.previous, self.rescale = indicator, previous, rescale
+        self.indicator, self.previous = indicator, previous
+        self.rescale, self.measure = rescale, measure
 
     def __call__(self, state: State, entry: Entry) -> tuple[list[State], list[State]]:
         parts = parts_of(state, self.site, len(entry.hidden), self.per_sample)
         value, old = self.indicator(entry), state.extra.get(WATCHED)
         step = self.site.clock.step
         changes = None
-        if old is not None and self.rule.free(step.index - state.first, step.total - state.first):
-            changes = relative_changes(value, old, parts)
+        if old is not None and self.free(step.index - state.first, step.total - state.first):
+            changes = read(self.measure(value, old, parts))
             if self.rescale is not None:
                 changes = [self.rescale(change) for change in changes]
         computing, skipping = settle(state, self.rule, changes)
         refresh(state, WATCHED, value, parts if self.previous else computing)
         return computing, skipping
+
+    def free(self, index: int, total: int) -> bool:
+        """Whether step `index` of `total` may be skipped at all."""
+        return self.rule.free(index, total)
 
 
 class ScheduleJudge:

@@ -9,13 +9,12 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from accel.family import arguments_of
 from accel.method import Site
 
 from .adaptive import of_part, rows_of
 from .blocks import Streams
 from .state import Cache, State
-
-Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 
 class Judge(Protocol):
@@ -33,7 +32,7 @@ class Entry:
         hidden: the hidden states (B, S, D) that enter the span.
         origin: those that entered the first block (B, S, D).
         block: the block the span begins with, described by `spec`.
-        called: the arguments of the denoiser's call.
+        called: the arguments of the denoiser's call by name, latents first.
     """
 
     def __init__(
@@ -42,12 +41,16 @@ class Entry:
         origin: Tensor,
         block: torch.nn.Module,
         streams: Streams,
-        arguments: Arguments,
-        called: Arguments,
+        arguments: tuple[tuple[Any, ...], Mapping[str, Any]],
+        called: Callable[[], dict[str, Any]],
     ) -> None:
-        self.hidden, self.origin, self.block, self.called = hidden, origin, block, called
-        self.spec = streams.spec
+        self.hidden, self.origin, self.block = hidden, origin, block
+        self.spec, self._called = streams.spec, called
         self._streams, self._arguments = streams, arguments
+
+    @property
+    def called(self) -> dict[str, Any]:
+        return self._called()
 
     @property
     def probe(self) -> Tensor:
@@ -78,7 +81,7 @@ class Span:
     ) -> None:
         self.site, self.cache, self.label, self.judge = site, cache, label, judge
         self.first, self.last = first, last
-        self._called: Arguments = ((), {})
+        self._called: Callable[[], dict[str, Any]] = dict
         self._origin: Tensor | None = None
         self._entered: dict[str, Tensor] = {}
         self._decided: tuple[list[State], list[State]] = ([], [])
@@ -94,11 +97,11 @@ class Span:
 
         def enter(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             self.cache.enter(name, args, kwargs)
-            self._called = (args, kwargs)
+            self._called = functools.partial(arguments_of, denoiser, args, kwargs)
             try:
                 return call(*args, **kwargs)
             finally:
-                self._called, self._origin, self._entered = ((), {}), None, {}
+                self._called, self._origin, self._entered = dict, None, {}
 
         self.site.patches.call(denoiser, enter, f"{self.label} on {name}")
         inside = range(self.first, len(blocks) - self.last)
