@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -114,6 +115,12 @@ def clean(method: Method, name: str, **arguments: Any) -> Result:
     return Result(latents, sum(flops), anatomy(pipe), pipe.acceleration.report())
 
 
+class Held(tuple):
+    """What a scheduler returns, as a tuple and as an object."""
+
+    prev_sample = property(operator.itemgetter(0))
+
+
 def frozen(pipe: DiffusionPipeline) -> list[torch.Tensor]:
     """Make every step of `pipe` see the same input; returns the list of its (guided) outputs."""
     outputs: list[torch.Tensor] = []
@@ -131,7 +138,7 @@ def frozen(pipe: DiffusionPipeline) -> list[torch.Tensor]:
         @functools.wraps(kind.step)
         def step(self, model_output: torch.Tensor, t: Any, sample: torch.Tensor, **kwargs: Any):
             outputs.append(model_output.clone())
-            return (sample,)
+            return Held((sample,))
 
     pipe.scheduler = Frozen.from_config(pipe.scheduler.config)
     return outputs

@@ -9,8 +9,8 @@ from diffusers import (
 )
 
 from . import text
-from .schedulers import SCHEDULERS
 from .flux import vae
+from .schedulers import SCHEDULERS
 from .sd import IMAGE
 
 CALL = {"height": 32, "width": 32, "max_sequence_length": 16}
