@@ -28,6 +28,9 @@ OTHER_SCHEDULER = {
     "cogvideox": "cogvideox_dpm",
     "sd": "pndm",
     "sdxl": "heun",
+    "sd_img2img": "euler",
+    "svd": "heun",
+    "animatediff": "euler",
 }
 OTHER_RUNS = [{"width": 96}, {"steps": 7}, {"guidance": 1.0}, {"batch": 2}]
 
