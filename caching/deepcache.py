@@ -57,7 +57,8 @@ class DeepCache(Method):
     def policy(self) -> Policy:
         if self.steps is not None:
             return Listed(self.steps)
-        return Interval(self.interval) if self.power == 1 else Power(self.interval, self.power)
+        uniform = self.power == 1 or self.interval == 1
+        return Interval(self.interval) if uniform else Power(self.interval, self.power)
 
     def expect(self, site: Site, steps: int) -> str:
         return explain_schedule(

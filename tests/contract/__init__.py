@@ -15,6 +15,7 @@ from accel.caching import (
     FoCa,
     HarmoniCa,
     HiCache,
+    MagCache,
     Spectrum,
     StepRehash,
     TaylorSeer,
@@ -178,13 +179,13 @@ ROWS = (
     Row(
         PAB(full=3, cross=2, feed_forward=2, window=(0.0, 1.0)),
         PAB(full=1, cross=1),
-        ("wan22", "flux", "ltx", "cogvideox"),
+        ("wan22", "flux", "hunyuan_video", "mochi", "sd3", "lumina2"),
         ("wan", "cogvideox"),
     ),
     Row(
         FasterCache(3, attention_start=0.0, guidance_interval=3, guidance_start=0.0, boost=1.0),
         FasterCache(attention_interval=1, guidance_interval=1),
-        ("wan22", "flux_distilled", "ltx", "sd", "sdxl"),
+        ("wan22", "hunyuan_video", "flux_distilled", "sd", "sd3", "dit"),
         ("wan", "cogvideox"),
         frozen="rounding",
     ),
@@ -195,6 +196,13 @@ ROWS = (
         ("wan", "ltx"),
         frozen="rounding",
         static=False,
+    ),
+    Row(
+        MagCache((1.0, 1.0, 1.1, 1.0, 1.0), threshold=0.12),
+        MagCache((1.0,) * 5, threshold=0),
+        ("wan22", "flux", "cogvideox", "ltx"),
+        ("flux", "cogvideox"),
+        frozen="rounding",
     ),
 )
 PAIRS = [(row, name) for row in ROWS for name in row.names]
