@@ -14,6 +14,7 @@ from .first_block_cache import FirstBlockCache
 from .foca import FoCa
 from .harmonica import HarmoniCa
 from .hicache import HiCache
+from .magcache import MagCache
 from .pab import PAB
 from .spectrum import Spectrum
 from .step_rehash import StepRehash
@@ -30,6 +31,7 @@ METHODS: dict[str, type[Method]] = {
     "FoCa": FoCa,
     "HarmoniCa": HarmoniCa,
     "HiCache": HiCache,
+    "MagCache": MagCache,
     "PAB": PAB,
     "Spectrum": Spectrum,
     "StepRehash": StepRehash,
@@ -48,6 +50,7 @@ __all__ = [
     "FoCa",
     "HarmoniCa",
     "HiCache",
+    "MagCache",
     "PAB",
     "Spectrum",
     "StepRehash",

@@ -179,7 +179,7 @@ ROWS = (
     Row(
         PAB(full=3, cross=2, feed_forward=2, window=(0.0, 1.0)),
         PAB(full=1, cross=1),
-        ("wan22", "flux", "hunyuan_video", "mochi", "sd3", "lumina2"),
+        ("wan22", "flux", "hunyuan_video", "sd3", "lumina2", "qwenimage"),
         ("wan", "cogvideox"),
     ),
     Row(
