@@ -11,7 +11,6 @@ from .deepcache import DeepCache
 from .faster_diffusion import FasterDiffusion
 from .fastercache import FasterCache
 from .first_block_cache import FirstBlockCache
-from .foca import FoCa
 from .harmonica import HarmoniCa
 from .hicache import HiCache
 from .magcache import MagCache
@@ -28,7 +27,6 @@ METHODS: dict[str, type[Method]] = {
     "FasterDiffusion": FasterDiffusion,
     "FeatureInheritance": FeatureInheritance,
     "FirstBlockCache": FirstBlockCache,
-    "FoCa": FoCa,
     "HarmoniCa": HarmoniCa,
     "HiCache": HiCache,
     "MagCache": MagCache,
@@ -47,7 +45,6 @@ __all__ = [
     "FasterDiffusion",
     "FeatureInheritance",
     "FirstBlockCache",
-    "FoCa",
     "HarmoniCa",
     "HiCache",
     "MagCache",

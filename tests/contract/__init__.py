@@ -12,7 +12,6 @@ from accel.caching import (
     FasterDiffusion,
     FeatureInheritance,
     FirstBlockCache,
-    FoCa,
     HarmoniCa,
     HiCache,
     MagCache,
@@ -128,12 +127,6 @@ ROWS = (
         HarmoniCa(("1" * 8,), resample=True),
         ("cogvideox",),
         ("cogvideox",),
-    ),
-    Row(
-        FoCa(interval=2, warmup=1),
-        FoCa(interval=1),
-        ("wan22", "ltx"),
-        ("cogvideox", "wan"),
     ),
     Row(
         Spectrum(interval=2, growth=0.75, warmup=2, relative=True),
