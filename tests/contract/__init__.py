@@ -165,7 +165,7 @@ ROWS = (
         ("sd_img2img", "svd"),
         ("sdxl",),
     ),
-    Row(StepRehash(reuse=1), StepRehash(reuse=0), ("svd", "animatediff"), ("animatediff",)),
+    Row(StepRehash(reuse=2), StepRehash(reuse=0), ("svd", "animatediff"), ("animatediff",)),
     Row(DeepCache(interval=2, branch=1), DeepCache(interval=1), UNETS, ("sd", "sdxl")),
     Row(DeepCache(2, branch=2, power=1.5), DeepCache(1, power=1.5), ("sd",), ("sdxl",)),
     Row(DeepCache(steps=(0, 3), branch=4), DeepCache(steps=(0, 1, 2, 3, 4)), UNETS, ("sd",)),
