@@ -72,6 +72,20 @@ TINY = {
     ),
     "sdxl": Tiny(sdxl.build, sdxl.SCHEDULER, sdxl.CALL),
     "sdxl_img2img": Tiny(functools.partial(sdxl.build, task="img2img"), sdxl.SCHEDULER, sd.IMG2IMG),
+    "sd_controlnet_img2img": Tiny(
+        functools.partial(sd.build, task="controlnet_img2img"),
+        sd.SCHEDULER,
+        sd.CONTROLNET_IMG2IMG,
+    ),
+    "sdxl_controlnet": Tiny(
+        functools.partial(sdxl.build, task="controlnet"), sdxl.SCHEDULER, sd.CONTROLNET
+    ),
+    "flux_controlnet": Tiny(
+        functools.partial(flux.build, control=True),
+        flux.SCHEDULER,
+        flux.CONTROLNET,
+        "true_cfg_scale",
+    ),
     "hunyuan_video": Tiny(
         hunyuan_video.build, hunyuan_video.SCHEDULER, hunyuan_video.CALL, "true_cfg_scale"
     ),

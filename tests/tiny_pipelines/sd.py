@@ -4,6 +4,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     ControlNetModel,
+    StableDiffusionControlNetImg2ImgPipeline,
     StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
@@ -17,11 +18,13 @@ CALL = {"height": 32, "width": 32}
 IMAGE = torch.linspace(0, 20, 3 * 32 * 32).reshape(1, 3, 32, 32).sin().abs()  # RGB in [0, 1]
 IMG2IMG = {"image": IMAGE, "strength": 0.7}
 CONTROLNET = CALL | {"image": IMAGE}
+CONTROLNET_IMG2IMG = IMG2IMG | {"control_image": 1 - IMAGE}
 SCHEDULER = "ddim"
 CLASSES = {
     "text2img": StableDiffusionPipeline,
     "img2img": StableDiffusionImg2ImgPipeline,
     "controlnet": StableDiffusionControlNetPipeline,
+    "controlnet_img2img": StableDiffusionControlNetImg2ImgPipeline,
 }
 
 
@@ -62,7 +65,7 @@ def controlnet(denoiser: UNet2DConditionModel) -> ControlNetModel:
 def build(scheduler: str = SCHEDULER, task: str = "text2img") -> StableDiffusionPipeline:
     """`task` is a key of `CLASSES`."""
     denoiser = unet()
-    extra = {"controlnet": controlnet(denoiser)} if task == "controlnet" else {}
+    extra = {"controlnet": controlnet(denoiser)} if "controlnet" in task else {}
     return CLASSES[task](
         vae=vae(),
         text_encoder=text.clip(),

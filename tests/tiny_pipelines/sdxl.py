@@ -1,6 +1,7 @@
 """Stable Diffusion XL's shape, tiny: three levels, the first plain, fused guidance."""
 
 from diffusers import (
+    StableDiffusionXLControlNetPipeline,
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -8,11 +9,15 @@ from diffusers import (
 
 from . import text
 from .schedulers import SCHEDULERS
-from .sd import vae
+from .sd import controlnet, vae
 
 CALL = {"height": 32, "width": 32}
 SCHEDULER = "euler"
-CLASSES = {"text2img": StableDiffusionXLPipeline, "img2img": StableDiffusionXLImg2ImgPipeline}
+CLASSES = {
+    "text2img": StableDiffusionXLPipeline,
+    "img2img": StableDiffusionXLImg2ImgPipeline,
+    "controlnet": StableDiffusionXLControlNetPipeline,
+}
 
 
 def unet() -> UNet2DConditionModel:
@@ -35,13 +40,16 @@ def unet() -> UNet2DConditionModel:
 
 def build(scheduler: str = SCHEDULER, task: str = "text2img") -> StableDiffusionXLPipeline:
     """`task` is a key of `CLASSES`."""
+    denoiser = unet()
+    extra = {"controlnet": controlnet(denoiser)} if task == "controlnet" else {}
     return CLASSES[task](
         vae=vae(),
         text_encoder=text.clip(),
         text_encoder_2=text.clip(projection=True),
         tokenizer=text.tokenizer(77, clip=True),
         tokenizer_2=text.tokenizer(77, clip=True),
-        unet=unet(),
+        unet=denoiser,
         scheduler=SCHEDULERS[scheduler](),
         add_watermarker=False,
+        **extra,
     )
