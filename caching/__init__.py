@@ -11,6 +11,7 @@ from .deepcache import DeepCache
 from .faster_diffusion import FasterDiffusion
 from .fastercache import FasterCache
 from .first_block_cache import FirstBlockCache
+from .freqca import FreqCa
 from .harmonica import HarmoniCa
 from .hicache import HiCache
 from .magcache import MagCache
@@ -27,6 +28,7 @@ METHODS: dict[str, type[Method]] = {
     "FasterDiffusion": FasterDiffusion,
     "FeatureInheritance": FeatureInheritance,
     "FirstBlockCache": FirstBlockCache,
+    "FreqCa": FreqCa,
     "HarmoniCa": HarmoniCa,
     "HiCache": HiCache,
     "MagCache": MagCache,
@@ -45,6 +47,7 @@ __all__ = [
     "FasterDiffusion",
     "FeatureInheritance",
     "FirstBlockCache",
+    "FreqCa",
     "HarmoniCa",
     "HiCache",
     "MagCache",

@@ -174,6 +174,13 @@ ROWS = (
         ("flux", "ltx"),
         frozen="rounding",
     ),
+    Row(
+        FreqCa(interval=2, warmup=2),
+        FreqCa(interval=1),
+        ("wan22", "cogvideox"),
+        ("flux", "ltx"),
+        frozen="rounding",
+    ),
     Row(DeepCache(interval=2, branch=1), DeepCache(interval=1), UNETS, ("sd", "sdxl")),
     Row(DeepCache(2, branch=2, power=1.5), DeepCache(1, power=1.5), ("sd",), ("sdxl",)),
     Row(DeepCache(steps=(0, 3), branch=4), DeepCache(steps=(0, 1, 2, 3, 4)), UNETS, ("sd",)),
