@@ -8,6 +8,8 @@ from accel.caching import (
     PAB,
     DBCache,
     DeepCache,
+    DiCache,
+    EasyCache,
     FasterCache,
     FasterDiffusion,
     FeatureInheritance,
@@ -16,6 +18,8 @@ from accel.caching import (
     HarmoniCa,
     HiCache,
     MagCache,
+    SeaCache,
+    SpeCa,
     Spectrum,
     StepRehash,
     TaylorSeer,
@@ -24,7 +28,23 @@ from accel.caching import (
 from accel.method import Method
 
 TRANSFORMERS = ("wan", "wan22", "wan_i2v", "flux", "flux_distilled", "cogvideox", "ltx")
-UNETS = ("sd", "sd_img2img", "sd_controlnet", "sdxl", "sdxl_img2img")
+BLOCKS = (  # of every other family whose blocks are described
+    *TRANSFORMERS,
+    "hunyuan_video",
+    "mochi",
+    "sd3",
+    "pixart",
+    "sana",
+    "lumina2",
+    "qwenimage",
+    "dit",
+    "flux_controlnet",
+)
+SPECIAL = ("ltx2", "hunyuan_video_i2v", "qwenimage_edit", "sd3_controlnet")
+UNETS = (
+    *("sd", "sd_img2img", "sd_controlnet", "sd_controlnet_img2img"),
+    *("sdxl", "sdxl_img2img", "sdxl_controlnet", "svd", "animatediff"),
+)
 
 
 @dataclass(frozen=True)
@@ -57,19 +77,19 @@ ROWS = (
     Row(
         TaylorSeer(interval=2, warmup=1),
         TaylorSeer(interval=1),
-        (*TRANSFORMERS, "ltx2", *UNETS),
+        (*BLOCKS, *SPECIAL, *UNETS),
         ("wan", "cogvideox"),
     ),
     Row(
         TaylorSeer(interval=3, warmup=2, carrier="hidden", last=True, settle=True),
         TaylorSeer(interval=1, carrier="hidden"),
-        TRANSFORMERS,
+        (*BLOCKS, "sd3_controlnet"),
         ("flux", "ltx"),
     ),
     Row(
         TaylorSeer(interval=2, warmup=1, order=2, carrier="module"),
         TaylorSeer(interval=1, carrier="module"),
-        TRANSFORMERS,
+        BLOCKS,
         ("wan", "cogvideox"),
     ),
     Row(
@@ -81,7 +101,7 @@ ROWS = (
     Row(
         FirstBlockCache(threshold=0.4),
         FirstBlockCache(threshold=0),
-        TRANSFORMERS,
+        (*BLOCKS, "sd3_controlnet", "hunyuan_video_i2v"),
         ("flux", "ltx"),
         frozen="rounding",
         static=False,
@@ -150,8 +170,8 @@ ROWS = (
     Row(
         FasterDiffusion(interval=3, decoder="batched"),
         FasterDiffusion(interval=1, decoder="batched", noise=0),
-        ("sd_controlnet", "svd", "animatediff"),
-        ("sd_img2img", "sdxl"),
+        ("sd_controlnet", "sd_img2img", "animatediff"),
+        ("sdxl", "svd"),
         frozen="rounding",
     ),
     Row(
@@ -167,13 +187,6 @@ ROWS = (
         ("sdxl",),
     ),
     Row(StepRehash(reuse=2), StepRehash(reuse=0), ("svd", "animatediff"), ("animatediff",)),
-    Row(
-        FreqCa(interval=2, warmup=2),
-        FreqCa(interval=1),
-        ("wan22", "cogvideox"),
-        ("flux", "ltx"),
-        frozen="rounding",
-    ),
     Row(
         FreqCa(interval=2, warmup=2),
         FreqCa(interval=1),
@@ -211,6 +224,37 @@ ROWS = (
         ("wan22", "flux", "cogvideox", "ltx"),
         ("flux", "cogvideox"),
         frozen="rounding",
+    ),
+    Row(
+        DiCache(0.5, retention=0.2),
+        DiCache(0),
+        ("wan_i2v", "flux", "cogvideox"),
+        ("wan", "ltx"),
+        frozen="rounding",
+        static=False,
+    ),
+    Row(
+        SpeCa(0.5, shortest=1, longest=2, warmup=2),
+        SpeCa(0),
+        ("wan", "flux", "cogvideox", "ltx"),
+        ("flux", "cogvideox"),
+        frozen="rounding",
+        static=False,
+    ),
+    Row(
+        SeaCache(0.9, tail=0),
+        SeaCache(0),
+        ("wan", "flux", "cogvideox", "ltx"),
+        ("flux", "cogvideox"),
+        frozen="rounding",
+        static=False,
+    ),
+    Row(
+        EasyCache(0.6, warmup=2, tail=0),
+        EasyCache(0),
+        ("wan_i2v", "wan22", "flux", "cogvideox"),
+        ("wan", "ltx"),
+        static=False,
     ),
 )
 PAIRS = [(row, name) for row in ROWS for name in row.names]
