@@ -6,8 +6,12 @@ if not __name__.startswith("accel."):
 from accel.method import Method
 
 from .asdm import FeatureInheritance
+from .clusca import ClusCa
 from .dbcache import DBCache
 from .deepcache import DeepCache
+from .dicache import DiCache
+from .duca import DuCa
+from .easycache import EasyCache
 from .faster_diffusion import FasterDiffusion
 from .fastercache import FasterCache
 from .first_block_cache import FirstBlockCache
@@ -16,14 +20,21 @@ from .harmonica import HarmoniCa
 from .hicache import HiCache
 from .magcache import MagCache
 from .pab import PAB
+from .seacache import SeaCache
+from .speca import SpeCa
 from .spectrum import Spectrum
 from .step_rehash import StepRehash
 from .taylorseer import TaylorSeer
 from .teacache import TeaCache
+from .toca import ToCa
 
 METHODS: dict[str, type[Method]] = {
+    "ClusCa": ClusCa,
     "DBCache": DBCache,
     "DeepCache": DeepCache,
+    "DiCache": DiCache,
+    "DuCa": DuCa,
+    "EasyCache": EasyCache,
     "FasterCache": FasterCache,
     "FasterDiffusion": FasterDiffusion,
     "FeatureInheritance": FeatureInheritance,
@@ -33,16 +44,23 @@ METHODS: dict[str, type[Method]] = {
     "HiCache": HiCache,
     "MagCache": MagCache,
     "PAB": PAB,
+    "SeaCache": SeaCache,
+    "SpeCa": SpeCa,
     "Spectrum": Spectrum,
     "StepRehash": StepRehash,
     "TaylorSeer": TaylorSeer,
     "TeaCache": TeaCache,
+    "ToCa": ToCa,
 }
 
 __all__ = [
     "METHODS",
+    "ClusCa",
     "DBCache",
     "DeepCache",
+    "DiCache",
+    "DuCa",
+    "EasyCache",
     "FasterCache",
     "FasterDiffusion",
     "FeatureInheritance",
@@ -52,8 +70,11 @@ __all__ = [
     "HiCache",
     "MagCache",
     "PAB",
+    "SeaCache",
+    "SpeCa",
     "Spectrum",
     "StepRehash",
     "TaylorSeer",
     "TeaCache",
+    "ToCa",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -27,6 +28,9 @@ def probe(entry: Entry) -> Tensor:
 class ChangeJudge:
     """Skips while an indicator changed little.
 
+    Class attributes:
+        watched: tensors like the hidden states that it keeps to compare with.
+
     Args:
         indicator: (B, ...) of what is known when the span is reached.
         previous: measure against the step before, computed or not, as accumulating rules do;
@@ -34,6 +38,8 @@ class ChangeJudge:
         rescale: from the relative change to what is held against the threshold.
         measure: the change itself, (P,) for the parts of the batch.
     """
+
+    watched: ClassVar[int] = 1
 
     def __init__(
         self,
@@ -99,6 +105,7 @@ def install_span(
 ) -> None:
     """Attach a span to every denoiser of `site`."""
     cache, label = Cache(site, weights, length), f"{name}:blocks"
+    cache.beside = getattr(judge, "watched", 0)
     skips = {
         attribute: kind(site, cache, label, judge, first, last).attach(attribute, module)
         for attribute, module in site.denoisers.items()

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from accel.caching import (
     PAB,
+    ClusCa,
     DBCache,
     DeepCache,
     DiCache,
+    DuCa,
     EasyCache,
     FasterCache,
     FasterDiffusion,
@@ -24,6 +26,7 @@ from accel.caching import (
     StepRehash,
     TaylorSeer,
     TeaCache,
+    ToCa,
 )
 from accel.method import Method
 
@@ -194,6 +197,27 @@ ROWS = (
         ("flux", "ltx"),
         frozen="rounding",
     ),
+    Row(
+        ToCa(interval=2, ratio=0.2, ease=0, step_weight=0),
+        ToCa(interval=1),
+        ("wan22", "cogvideox"),
+        ("flux", "ltx"),
+        frozen="rounding",
+    ),
+    Row(
+        DuCa(interval=3, ratio=0.2, warmup=2, step_weight=0),
+        DuCa(interval=1),
+        ("wan", "cogvideox"),
+        ("flux",),
+        frozen="rounding",
+    ),
+    Row(
+        ClusCa(interval=2, clusters=4, warmup=2, spread=0.1),
+        ClusCa(interval=1),
+        ("ltx", "flux"),
+        ("wan", "cogvideox"),
+        frozen="rounding",
+    ),
     Row(DeepCache(interval=2, branch=1), DeepCache(interval=1), UNETS, ("sd", "sdxl")),
     Row(DeepCache(2, branch=2, power=1.5), DeepCache(1, power=1.5), ("sd",), ("sdxl",)),
     Row(DeepCache(steps=(0, 3), branch=4), DeepCache(steps=(0, 1, 2, 3, 4)), UNETS, ("sd",)),
@@ -250,7 +274,7 @@ ROWS = (
         static=False,
     ),
     Row(
-        EasyCache(0.6, warmup=2, tail=0),
+        EasyCache(0.6, warmup=2),
         EasyCache(0),
         ("wan_i2v", "wan22", "flux", "cogvideox"),
         ("wan", "ltx"),
