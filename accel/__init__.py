@@ -10,6 +10,7 @@ check()
 
 from diffusers import DiffusionPipeline  # noqa: E402  (after the version check)
 
+from accel.calibration import calibrate  # noqa: E402
 from accel.enable import Acceleration, accelerated, acceleration, disable, enable  # noqa: E402
 from accel.family import Family  # noqa: E402
 from accel.method import Method  # noqa: E402
@@ -32,6 +33,7 @@ __all__ = [
     "__version__",
     "accelerated",
     "acceleration",
+    "calibrate",
     "disable",
     "enable",
     "parse_method",

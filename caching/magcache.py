@@ -9,6 +9,7 @@ from typing import ClassVar
 from accel.family import Family
 from accel.method import Method, Site, check_fields
 
+from .calibrated import MagCacheRecording
 from .forecasters import hold
 from .judge import ScheduleJudge, install_span
 from .policies import explain_schedule
@@ -108,6 +109,10 @@ class MagCache(Method):
                 "calibrate --for magcache, and enable the plan it writes"
             )
         return Magnitudes(ratios, self.threshold, self.longest, self.retention)
+
+    def recording(self) -> MagCacheRecording:
+        """Records full runs, to take the ratios from."""
+        return MagCacheRecording(self)
 
     def supports(self, family: Family) -> bool:
         return bool(family.blocks)

@@ -6,16 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
-from torch import Tensor
-
 from accel.family import Family
 from accel.method import Method, Site, check_fields
 
 from .adaptive import Threshold
+from .calibrated import TeaCacheRecording
 from .forecasters import hold
-from .judge import ChangeJudge, Indicator, install_span
-from .span import Entry
+from .indicators import INDICATORS, own_indicator
+from .judge import ChangeJudge, install_span
 from .teacache_published import PUBLISHED, Published, published
 
 
@@ -82,12 +80,16 @@ class TeaCache(Method):
 
     def install(self, site: Site) -> None:
         fitted = self.fitted(site)
+        indicator = INDICATORS[self.indicator or fitted.indicator or own_indicator(site.family)]
         rule = Threshold(self.threshold, accumulate=True, warmup=self.warmup, tail=self.tail)
-        indicator = INDICATORS[self.indicator or fitted.indicator or default_indicator(site.family)]
         judge = ChangeJudge(
             site, rule, self.per_sample, indicator, True, polynomial(fitted.coefficients)
         )
         install_span(site, "TeaCache", judge, hold, 1)
+
+    def recording(self) -> TeaCacheRecording:
+        """Records full runs, to fit the coefficients to."""
+        return TeaCacheRecording(self)
 
     def fitted(self, site: Site) -> Published:
         """The coefficients in use, and the indicator they are for.
@@ -119,49 +121,3 @@ def polynomial(coefficients: tuple[float, ...]) -> Callable[[float], float]:
         return max(total, 0.0)
 
     return value
-
-
-def default_indicator(family: Family) -> Literal["modulated", "embedding"]:
-    """What the family's first blocks tell about their modulation."""
-    return "modulated" if family.blocks[0].modulation else "embedding"
-
-
-def modulated(entry: Entry) -> Tensor:
-    """The input of the first attention of the block: normed, scaled and shifted, (B, S, D).
-
-    Raises:
-        ValueError: the family does not say how the block makes it.
-    """
-    if entry.spec.modulation is None:
-        raise ValueError(
-            f"how {type(entry.block).__name__} modulates its input is not known; set "
-            f"indicator='embedding'"
-        )
-    kind, path, name = entry.spec.modulation
-    norm, embedding = entry.block.get_submodule(path), entry.argument(name)
-    if kind == "norm":
-        value = norm(entry.hidden, emb=embedding)
-        return value if isinstance(value, Tensor) else value[0]
-    table: Tensor = entry.block.scale_shift_table  # type: ignore[assignment]
-    rows = table.reshape(-1, table.shape[-1])
-    shift, scale = (rows + embedding.reshape(len(embedding), -1, *rows.shape)).unbind(2)[:2]
-    return norm(entry.hidden) * (1 + scale) + shift
-
-
-def embedded(entry: Entry) -> Tensor:
-    """The time embedding that the block is given, (B, ...).
-
-    Raises:
-        ValueError: the block takes none under a known name.
-    """
-    modulation = entry.spec.modulation
-    value = entry.argument(modulation[2] if modulation else "temb")
-    if not isinstance(value, torch.Tensor):
-        raise ValueError(
-            f"{type(entry.block).__name__} is given no time embedding by a known name; TeaCache "
-            f"cannot judge this model"
-        )
-    return value.expand(len(entry.hidden), *value.shape[1:])
-
-
-INDICATORS: dict[str, Indicator] = {"modulated": modulated, "embedding": embedded}

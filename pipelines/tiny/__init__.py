@@ -12,7 +12,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+
+from .scenes import caption, sample_scene
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -106,3 +109,9 @@ def load(name: str, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
 def call_defaults(name: str) -> dict[str, Any]:
     """Keyword arguments to call the shipped model `name` with: size, guidance, text length."""
     return dict(_CALLS[_known(name)])
+
+
+def captions(name: str, count: int, seed: int = 0) -> list[str]:
+    """Captions such as the shipped model `name` was trained on; always the same for a seed."""
+    rng, moving = np.random.default_rng(seed), _CLASSES[_known(name)] == "WanPipeline"
+    return [caption(sample_scene(rng, moving)) for _ in range(count)]

@@ -1,0 +1,134 @@
+"""Calibration: what is fitted is what plain hooks see, and a plan says what it was made for."""
+
+import dataclasses
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+import accel
+from accel.caching import FirstBlockCache, MagCache, TeaCache
+from tests.caching.stack import Stack, change, hold
+from tests.tiny_pipelines import PROMPT, TINY, call, make
+
+PROMPTS = (PROMPT, "a blue square on a light background")
+
+
+def settings(name, steps):
+    return {**TINY[name].call, "num_inference_steps": steps, "guidance_scale": 4.0}
+
+
+def calibrated(name, method, steps=6, prompts=PROMPTS):
+    pipe = make(name)
+    plan = accel.calibrate(pipe, prompts, method, progress=False, **settings(name, steps))
+    return pipe, plan
+
+
+def observe(name, steps, see):
+    """Let `see(stack, output)` look at every call of the denoiser, in plain runs of all prompts."""
+    for seed, prompt in enumerate(PROMPTS):
+        stack = Stack(name)
+        first = stack.blocks[0]
+        stack.watch("modulated", first.attn1)
+        stack.overwrite(lambda: True, hold)
+
+        def finished(module, args, output, stack=stack):
+            see(stack, output[0])
+
+        stack.hooks.append(stack.pipe.transformer.register_forward_hook(finished))
+        generator = torch.Generator().manual_seed(seed)
+        stack.pipe(
+            prompt=prompt, generator=generator, output_type="latent", **settings(name, steps)
+        )
+
+
+@pytest.mark.parametrize("name", ["wan", "cogvideox"])
+def test_ratios_are_the_mean_over_samples_of_each_step(name):
+    steps, found = 5, {}
+
+    def see(stack, output):
+        added = stack.added[stack.branch]
+        if len(added) > 1:
+            ratio = (added[0][1].norm(dim=-1) / added[1][1].norm(dim=-1)).mean()
+            found.setdefault((stack.branch, stack.step), []).append(float(ratio))
+
+    observe(name, steps, see)
+    (method,) = calibrated(name, "magcache", steps)[1].methods
+    assert (method.uncond is None) == (name == "cogvideox")
+    for branch, ratios in enumerate(r for r in (method.ratios, method.uncond) if r):
+        expected = [1.0, *(np.mean(found[branch, step]) for step in range(1, steps))]
+        np.testing.assert_allclose(ratios, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_polynomial_is_the_fit_of_output_changes_to_indicator_changes():
+    steps, points = 6, []
+
+    def see(stack, output):
+        old = stack.seen.get(stack.branch)
+        now = stack.seen["modulated"], output.clone()
+        if old is not None:
+            points.append([change(new, before) for new, before in zip(now, old, strict=True)])
+        stack.seen[stack.branch] = now
+
+    observe("wan", steps, see)
+    (method,) = calibrated("wan", TeaCache(threshold=0.07, warmup=2), steps)[1].methods
+    assert (method.threshold, method.warmup, method.indicator) == (0.07, 2, "modulated")
+    x, y = np.array(points).T
+    assert len(x) == 2 * 2 * (steps - 1)
+    expected = np.polyval(np.polyfit(x, y, 4), x)
+    np.testing.assert_allclose(np.polyval(method.coefficients, x), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_the_plan_is_saved_enabled_and_says_what_it_was_made_for(tmp_path):
+    pipe, plan = calibrated("wan", "MagCache")
+    assert plan.fingerprint == {
+        "model": "WanPipeline",
+        "scheduler": "UniPCMultistepScheduler",
+        "steps": 6,
+        "guidance": 4.0,
+    }
+    assert "2 samples" in plan.note and not pipe.acceleration
+    assert torch.equal(call(pipe, "wan"), call(make("wan"), "wan"))
+    plan = accel.Plan.load(plan.save(tmp_path / "plan.json"))
+    (method,) = plan.methods
+    loose = dataclasses.replace(method, threshold=9.0)
+    pipe.enable_acceleration(dataclasses.replace(plan, methods=(loose,)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        call(pipe, "wan", steps=6)
+    assert pipe.acceleration.report().computed_fraction < 1
+
+
+def test_another_kind_of_run_is_warned_of_once():
+    pipe = make("wan")
+    made_for = {"model": "WanPipeline", "steps": 8, "guidance": 3.0}
+    method = MagCache((1.0,) * 8, threshold=1.0)
+    pipe.enable_acceleration(accel.Plan((method,), fingerprint=made_for))
+    with pytest.warns(UserWarning, match="steps 8, this run has 5; guidance 3.0, this run has 4.0"):
+        call(pipe, "wan", steps=5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        call(pipe, "wan", steps=5)
+
+
+def test_what_was_enabled_comes_back():
+    pipe = make("wan")
+    pipe.enable_acceleration(FirstBlockCache(threshold=0.4))
+    accel.calibrate(pipe, PROMPTS[:1], "magcache", progress=False, **settings("wan", 3))
+    assert "FirstBlockCache" in str(pipe.acceleration.plan)
+    assert pipe._progress_bar_config == {"disable": True}
+
+
+def test_what_cannot_be_calibrated_is_named():
+    pipe = make("wan")
+    with pytest.raises(
+        ValueError, match=r"FirstBlockCache is not calibrated; .*MagCache"
+    ):
+        accel.calibrate(pipe, PROMPTS, FirstBlockCache())
+    with pytest.raises(ValueError, match="at least one prompt"):
+        accel.calibrate(pipe, [], "teacache")
+    with pytest.raises(ValueError, match="too few for a polynomial of degree 4"):
+        accel.calibrate(pipe, PROMPTS[:1], "teacache", progress=False, **settings("wan", 3))
+    with pytest.raises(ValueError, match="unknown method 'teacash'; did you mean TeaCache"):
+        accel.calibrate(pipe, PROMPTS, "teacash")
