@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from .family import Family
+from .fingerprint import Watch
 from .method import Method, Site
 from .patch import PatchStack
 from .plan import FILE, Plan, describe
@@ -148,6 +149,8 @@ def _install(
         recorder.install(pipe, clock, patches)
         for method in plan.methods:
             method.install(site)
+        if plan.fingerprint:
+            clock.on_begin.append(Watch(pipe, plan.fingerprint))
         for name, module in denoisers.items():
             inside = patches.bypassed(module)
             if inside:
