@@ -20,6 +20,7 @@ from accel.caching import (
     HarmoniCa,
     HiCache,
     MagCache,
+    Planned,
     SeaCache,
     SpeCa,
     Spectrum,
@@ -184,7 +185,7 @@ ROWS = (
         ("sd", "svd"),
     ),
     Row(
-        FeatureInheritance("block", pattern="last", part=0.8),
+        FeatureInheritance("block", pattern="last", interval=3, part=0.8),
         FeatureInheritance("block", ()),
         ("sd_img2img", "svd"),
         ("sdxl",),
@@ -279,6 +280,12 @@ ROWS = (
         ("wan_i2v", "wan22", "flux", "cogvideox"),
         ("wan", "ltx"),
         static=False,
+    ),
+    Row(
+        Planned(nodes=(0, 1, 3), steps=5, weights=((), (0.01,), (0.02, -0.01))),
+        Planned(nodes=(0, 1, 2, 3, 4), steps=5),
+        ("wan", "sd", "flux", "cogvideox", "sdxl"),
+        ("wan", "sd"),
     ),
 )
 PAIRS = [(row, name) for row in ROWS for name in row.names]
