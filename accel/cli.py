@@ -1,4 +1,4 @@
-"""The command line: `accel generate | methods | doctor`."""
+"""The command line: `accel generate | calibrate | methods | doctor`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from . import catalogue, doctor, summary
+from .cli_calibrate import calibrate_command
 from .generate import RunFailed, generate
 from .inputs import BadInput, Request
 from .load import first_line, load
 from .media import writable
 from .method import Method
 from .parse import parse_method
+from .plan import Plan
 from .versions import __version__
 
 UsageError: Any = typer.BadParameter.__base__
@@ -99,6 +101,9 @@ def generate_command(
             help="Instead of a recipe: Name:field=value,… (repeatable); see accel methods."
         ),
     ] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="Instead of a recipe: a saved plan (accel calibrate).")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is off.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
@@ -128,7 +133,7 @@ def generate_command(
     request = Request(prompt, steps, guidance, seed, image, frames, height, width)
     if fps is not None and not 0 < fps <= 240:
         raise BadInput(f"--fps must be above 0 and at most 240, got {fps:g}")
-    what = _what(recipe, method or [])
+    what = _what(recipe, method or [], plan)
     try:
         writable(out)
     except OSError as error:
@@ -150,13 +155,23 @@ def generate_command(
         summary.show(Console(), outcome, prompt, files)
 
 
-def _what(recipe: str | None, methods: list[str]) -> list[str | Method]:
-    if recipe is not None and methods:
-        raise BadInput("--recipe and --method exclude one another; give one of them")
+def _what(
+    recipe: str | None, methods: list[str], plan: Path | None
+) -> list[str | Method] | list[Plan]:
+    if sum((recipe is not None, bool(methods), plan is not None)) > 1:
+        raise BadInput("--recipe, --method and --plan exclude one another; give one of them")
+    if plan is not None:
+        try:
+            return [Plan.load(plan)]
+        except ValueError as error:
+            raise BadInput(f"--plan {first_line(error)}") from None
     try:
         return [parse_method(text) for text in methods] or [recipe or "balanced"]
     except ValueError as error:
         raise BadInput(f"--method {first_line(error)}") from None
+
+
+app.command("calibrate")(calibrate_command)
 
 
 @app.command("methods")

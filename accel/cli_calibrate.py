@@ -1,0 +1,101 @@
+"""The command `accel calibrate`: full runs on some prompts, and a plan fitted to them."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from .calibration import calibrate
+from .inputs import BadInput, Request, arguments
+from .load import TINY, Model, first_line, load
+from .media import writable
+from .parse import parse_method
+
+SHIPPED_SAMPLES = 8
+
+
+def calibrate_command(
+    for_: Annotated[
+        str,
+        typer.Option(
+            "--for", help="The method to fit, teacache or magcache, or Name:field=value,…"
+        ),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="shapes-t2v, shapes-t2i, a folder, or a hub id.", show_default="shapes-t2v"
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="Text file, a prompt a line.", show_default="captions of the shipped model"
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Runs to record.", show_default="one a prompt")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is off.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first run's noise.")] = 0,
+    frames: Annotated[int | None, typer.Option(help="Frames of a video.")] = None,
+    height: Annotated[int | None, typer.Option(help="Height in pixels.")] = None,
+    width: Annotated[int | None, typer.Option(help="Width in pixels.")] = None,
+    out: Annotated[Path, typer.Option(help="File for the plan.")] = Path("plan.json"),
+    device: Annotated[str | None, typer.Option(help="cuda, cpu, …", show_default="auto")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16.", show_default="auto")
+    ] = None,
+    offload: Annotated[
+        bool, typer.Option("--offload", help="Keep parts on the CPU while they do not run.")
+    ] = False,
+) -> None:
+    """Fit a method to a model: record full runs, and write a plan for `generate --plan`."""
+    try:
+        method = parse_method(for_)
+    except ValueError as error:
+        raise BadInput(f"--for {first_line(error)}") from None
+    try:
+        writable(out.parent)
+    except OSError as error:
+        raise BadInput(f"--out {out}: cannot write there: {error.strerror}") from None
+    given = None if prompts is None else _read(prompts)
+    with Console(stderr=True).status(f"loading {model or 'shapes-t2v'}"):
+        opened = load(model, device=device, dtype=dtype, offload=offload)
+    texts = given or _captions(opened, samples or SHIPPED_SAMPLES)
+    texts = list(itertools.islice(itertools.cycle(texts), samples or len(texts)))
+    request = Request(texts[0], steps, guidance, seed, None, frames, height, width)
+    call: dict[str, Any] = arguments(opened.pipe, opened.defaults, request)
+    for name in ("prompt", "output_type"):
+        call.pop(name, None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            plan = calibrate(opened.pipe, texts, method, seed=seed, **call)
+        except ValueError as error:
+            raise BadInput(f"--for {for_}: {first_line(error)}") from error
+    plan.save(out)
+    Console().print(f"{plan}\n{plan.note}; use it with: accel generate … --plan {out}", style="")
+
+
+def _read(path: Path) -> list[str]:
+    try:
+        texts = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"--prompts {path}: {getattr(error, 'strerror', 'is not text')}") from None
+    if not texts:
+        raise BadInput(f"--prompts {path}: there is no prompt in it; write one a line")
+    return texts
+
+
+def _captions(model: Model, count: int) -> list[str]:
+    if not model.shipped:
+        raise BadInput(f"--prompts FILE is needed for {model.name}: a prompt a line")
+    return list(importlib.import_module(TINY).captions(model.name, count))

@@ -1,0 +1,88 @@
+"""`accel calibrate` on the shipped models, its plan in `accel generate`, and bad input."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from accel.cli import app
+from accel.pipelines import tiny
+from accel.plan import Plan
+from tests.tiny_pipelines import make
+
+PROMPT = "a red circle moving left on a dark background"
+SMALL = ("--height", "32", "--width", "32", "--frames", "5")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def accel(*arguments):
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.mark.parametrize("name", ["teacache", "MagCache:threshold=2.0,longest=2"])
+def test_a_plan_is_made_and_used(name, tmp_path):
+    made = accel("calibrate", "--for", name, "--samples", "2", "--steps", "6", *SMALL)
+    assert made.exit_code == 0, made.output
+    assert "calibrated on 2 samples" in made.output
+    plan = Plan.load("plan.json")
+    assert plan.fingerprint["steps"] == 6 and plan.fingerprint["model"] == "shapes-t2v"
+    (method,) = plan.methods
+    if type(method).__name__ == "MagCache":
+        assert (method.threshold, method.longest) == (2.0, 2)
+        assert len(method.ratios) == len(method.uncond) == 6
+        assert method.ratios[0] == 1 != method.ratios[1]
+    else:
+        assert len(method.coefficients) == 5
+    used = accel("generate", PROMPT, "--plan", "plan.json", "--steps", "6", *SMALL, "--json")
+    assert used.exit_code == 0, used.output
+    assert json.loads(used.stdout)["methods"][0]["method"] == type(method).__name__
+
+
+def test_prompts_come_from_a_file_and_go_round(tmp_path):
+    make("wan").save_pretrained(tmp_path / "model")
+    (tmp_path / "prompts.txt").write_text("one\n\ntwo\n")
+    made = accel(
+        *("calibrate", "--for", "magcache", "--model", "model", "--prompts", "prompts.txt"),
+        *("--samples", "3", "--steps", "2", "--out", "wan.json", *SMALL),
+    )
+    assert made.exit_code == 0, made.output
+    assert Plan.load("wan.json").note == "calibrated on 3 samples"
+    lacking = accel("calibrate", "--for", "magcache", "--model", "model", "--steps", "2", *SMALL)
+    assert lacking.exit_code == 2
+    assert "--prompts FILE is needed for model" in lacking.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--for", "teacash"], "unknown method 'teacash'; did you mean TeaCache"),
+        (["--for", "teacache", "--out", "/proc/x/plan.json"], "cannot write there"),
+        (["--for", "teacache", "--prompts", "none.txt"], "--prompts none.txt: No such file"),
+        (["--for", "deepcache", "--steps", "1"], "DeepCache is not calibrated; these are:"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message):
+    result = accel("calibrate", *arguments)
+    assert result.exit_code == 2
+    assert message in result.output and "Traceback" not in result.output
+
+
+def test_a_plan_is_given_alone_and_must_be_one(tmp_path):
+    (tmp_path / "no.json").write_text("{}")
+    for arguments, message in (
+        (["--plan", "no.json", "--recipe", "fast"], "exclude one another"),
+        (["--plan", "no.json"], "no.json: not a plan"),
+        (["--plan", "none.json"], "cannot read the plan none.json"),
+    ):
+        result = accel("generate", PROMPT, *arguments)
+        assert result.exit_code == 2 and message in result.output
+
+
+def test_captions_are_always_the_same_and_fit_the_model():
+    assert tiny.captions("shapes-t2v", 3) == tiny.captions("shapes-t2v", 5)[:3]
+    assert any("moving" in text for text in tiny.captions("shapes-t2v", 8))
+    assert not any("moving" in text for text in tiny.captions("shapes-t2i", 8))
