@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from .budget import Budget
 from .family import Family
 from .fingerprint import Watch
+from .memory import sized
 from .method import Method, Site
 from .patch import PatchStack
 from .plan import FILE, Plan, describe
@@ -49,9 +52,22 @@ class Acceleration:
         if plan.name:
             lines[0] += f", recipe {plan.name}"
         lines += [f"  {describe(m)}: {m.expect(site, steps)}" for m in plan.methods]
+        lines += self._memory()
         if plan.note:
             lines.append(f"  settings: {plan.note}")
         return "\n".join(lines)
+
+    def _memory(self) -> list[str]:
+        """Lines on what is kept, as far as it is known."""
+        plan, expected = self.plan, self._site.report.expected()
+        told = []
+        if expected is not None:
+            told.append(f"at most {sized(expected)} at the size of the last run")
+        if plan.keep_on == "cpu":
+            told.append("in host memory")
+        if plan.max_bytes is not None:
+            told.append(f"max_bytes {sized(plan.max_bytes)}")
+        return [f"  keeps: {', '.join(told)}"] if told else []
 
 
 class NotEnabled:
@@ -72,13 +88,21 @@ class NotEnabled:
     report = explain = _refuse
 
 
-def enable(obj: Any, *what: str | Method | Plan, family: str | None = None) -> Acceleration:
+def enable(
+    obj: Any,
+    *what: str | Method | Plan,
+    family: str | None = None,
+    max_bytes: int | None = None,
+    keep_on: Literal["device", "cpu"] | None = None,
+) -> Acceleration:
     """Accelerate a diffusers pipeline. What was enabled before is replaced.
 
     Args:
         obj: a pipeline.
         what: one recipe name or one plan, or any number of methods; nothing means "balanced".
         family: name of the model family, where it cannot be recognised.
+        max_bytes: most bytes that methods may keep between steps; by default the plan's.
+        keep_on: "device", or "cpu" to keep them in host memory; by default the plan's.
 
     Raises:
         ValueError: unknown recipe or family, methods that cannot be combined or do not work on
@@ -100,6 +124,8 @@ def enable(obj: Any, *what: str | Method | Plan, family: str | None = None) -> A
             )
         recognised = chosen
     plan = _resolve(obj, what or ("balanced",), recognised)
+    given: dict[str, Any] = {"max_bytes": max_bytes, "keep_on": keep_on}
+    plan = dataclasses.replace(plan, **{k: v for k, v in given.items() if v is not None})
     for method in plan.methods:
         if not method.supports(recognised):
             raise ValueError(
@@ -143,10 +169,12 @@ def _install(
     patches = PatchStack(key)
     clock = StepClock(pipe, key, patches, denoisers, family.branches)
     recorder = Recorder(denoisers)
-    site = Site(pipe, family, denoisers, clock, patches, recorder)
+    site = Site(pipe, family, denoisers, clock, patches, recorder, plan.keep_on)
     try:
         clock.install()
         recorder.install(pipe, clock, patches)
+        if plan.max_bytes is not None:
+            Budget(pipe, plan, family, clock, recorder).install(patches)
         for method in plan.methods:
             method.install(site)
         if plan.fingerprint:
@@ -176,12 +204,14 @@ def disable(obj: Any) -> None:
 
 
 @contextmanager
-def accelerated(
-    obj: Any, *what: str | Method | Plan, family: str | None = None
-) -> Iterator[Acceleration]:
-    """Accelerate within a `with` block; what was enabled before comes back on leaving it."""
+def accelerated(obj: Any, *what: str | Method | Plan, **how: Any) -> Iterator[Acceleration]:
+    """Accelerate within a `with` block; what was enabled before comes back on leaving it.
+
+    Args:
+        how: keywords of `enable`.
+    """
     previous = vars(obj).get(STATE)
-    state = enable(obj, *what, family=family)
+    state = enable(obj, *what, **how)
     try:
         yield state
     finally:

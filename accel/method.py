@@ -21,7 +21,10 @@ LEVELS = ("sampler", "guidance", "step", "tokens", "blocks", "attention", "weigh
 
 @dataclass(frozen=True)
 class Site:
-    """Where methods are installed: references only, no behaviour."""
+    """Where methods are installed: references only, no behaviour.
+
+    `keep_on` is where kept outputs lie: "device", or "cpu" for host memory.
+    """
 
     pipe: Any
     family: Family
@@ -29,6 +32,7 @@ class Site:
     clock: StepClock
     patches: PatchStack
     report: Recorder
+    keep_on: str = "device"
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from .method import Method
+from .method import Method, check_fields
 from .registry import find_method, find_type, nearest
 
 FILE = "acceleration.json"
@@ -29,17 +29,29 @@ class Plan:
         name: of the recipe, if it is one.
         note: where the settings come from ("measured on …", "published settings, …").
         fingerprint: what the plan was tuned for: model, scheduler, steps, guidance.
+        max_bytes: most bytes that methods may keep between steps; a run that would need more is
+            refused before it begins.
+        keep_on: where kept outputs lie: on their "device", or in the memory of the "cpu", pinned
+            and fetched while the device computes.
 
     Raises:
-        ValueError: two of the methods cannot be combined.
+        ValueError: two of the methods cannot be combined, or a field is out of range.
     """
 
     methods: tuple[Method, ...]
     name: str = ""
     note: str = ""
     fingerprint: Mapping[str, str | int | float] = dataclasses.field(default_factory=dict)
+    max_bytes: int | None = None
+    keep_on: Literal["device", "cpu"] = "device"
 
     def __post_init__(self) -> None:
+        limit = self.max_bytes
+        check_fields(
+            self,
+            max_bytes=(limit is None or (type(limit) is int and limit >= 0), "bytes, 0 or more"),
+            keep_on=(self.keep_on in ("device", "cpu"), "device or cpu"),
+        )
         for i, first in enumerate(self.methods):
             for second in self.methods[i + 1 :]:
                 names = type(first).__name__, type(second).__name__
@@ -59,9 +71,12 @@ class Plan:
             "name": self.name,
             "note": self.note,
             "fingerprint": dict(self.fingerprint),
+            "max_bytes": self.max_bytes,
+            "keep_on": "" if self.keep_on == "device" else self.keep_on,
             "methods": [_encode(m) for m in self.methods],
         }
-        return json.dumps({k: v for k, v in values.items() if v or k == "methods"}, indent=1)
+        shown = {k: v for k, v in values.items() if v or v == 0 or k == "methods"}
+        return json.dumps(shown, indent=1)
 
     def save(self, path: str | Path) -> Path:
         """Write the plan as JSON; nothing in it is ever executed."""
@@ -92,7 +107,9 @@ class Plan:
         fingerprint = values.get("fingerprint", {})
         if not isinstance(fingerprint, dict):
             raise ValueError(f"fingerprint must be an object, got {fingerprint!r}")
-        return cls(found, name, note, fingerprint)
+        limit = _decode(values.get("max_bytes"), int | None, "max_bytes")
+        place = _decode(values.get("keep_on", "device"), Literal["device", "cpu"], "keep_on")
+        return cls(found, name, note, fingerprint, limit, place)
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
+from .memory import Kept
 from .patch import PatchStack
 from .report import Report, Row
 from .step import Call, Run, StepClock
@@ -23,12 +24,16 @@ class Recorder:
     Attributes:
         skips: named skip sets: name -> denoiser -> paths of the modules that do not run.
         holders: functions that return the bytes a method holds now.
+        holders_when_full: the same once it holds as many outputs as it can.
+        kept: outputs that methods keep per branch: denoiser -> what.
     """
 
     def __init__(self, denoisers: Mapping[str, torch.nn.Module]) -> None:
         self._denoisers = {n: weakref.ref(m) for n, m in denoisers.items()}
         self.skips: dict[str, dict[str, list[str]]] = {}
         self.holders: list[Callable[[], int]] = []
+        self.holders_when_full: list[Callable[[], int]] = []
+        self.kept: dict[str, list[Kept]] = {}
         self.owners: dict[str, list[str]] = {}
         self._calls: list[Call] = []
         self._shapes: dict[str, tuple[Any, Any]] = {}
@@ -117,13 +122,8 @@ class Recorder:
         """
         if not self._calls:
             raise RuntimeError("nothing to report: run the pipeline first")
-        for name, (args, kwargs) in self._shapes.items():
-            module = self._denoisers[name]()
-            if name not in self._work and module is not None:
-                key = (name, *map(str, tree_leaves((args, kwargs))))
-                if key not in self._counted:
-                    self._counted[key] = count_flops(module, args, kwargs)
-                self._work[name] = self._counted[key]
+        for name, shapes in self._shapes.items():
+            self._work[name] = self.work_of(name, *shapes)
         rows = [self._row(call) for call in self._calls]
         weights = [self._work[call.denoiser].total for call in self._calls]
         marks, begin, end = self._marks, self._marks["begin"], self._marks.get("end")
@@ -142,6 +142,28 @@ class Recorder:
             complete=self._complete,
             beside=dict(self._beside),
         )
+
+    def work_of(self, name: str, args: Any, kwargs: Any) -> Work:
+        """What an evaluation of denoiser `name` costs on arguments from `shapes_of`."""
+        key = (name, *map(str, tree_leaves((args, kwargs))))
+        module = self._denoisers[name]()
+        if key not in self._counted and module is not None:
+            self._counted[key] = count_flops(module, args, kwargs)
+        return self._counted[key]
+
+    def expected_bytes(self, name: str, work: Work) -> int | None:
+        """Bytes that methods keep per branch of denoiser `name`; None where that is not known."""
+        kept = self.kept.get(name)
+        return sum(k.bytes(work.outputs) for k in kept) if kept and work.outputs else None
+
+    def expected(self) -> int | None:
+        """Bytes that methods keep in a run like the last one; None before any."""
+        found = [
+            self.expected_bytes(name, self.work_of(name, *self._shapes[name]))
+            for name, _ in {(call.denoiser, call.step.branch) for call in self._calls}
+        ]
+        known = [count for count in found if count is not None]
+        return sum(known) if known and len(known) == len(found) else None
 
     def _row(self, call: Call) -> Row:
         step = call.step

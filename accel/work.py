@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 OFFLOADING = ("_hf_hook", "_diffusers_hook")
@@ -24,11 +26,14 @@ class Work:
         total: floating-point operations (basis "flops") or parameters (basis "parameters").
         modules: the same for every module, by its path in the denoiser.
         basis: what was counted. Parameters stand in where the model cannot be traced.
+        outputs: bytes of the tensors that every module returns, by its path; empty where the model
+            cannot be traced.
     """
 
     total: int
     modules: Mapping[str, int]
     basis: str
+    outputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def share(self, modules: Iterable[str]) -> float:
         """Fraction of a full evaluation that is spent in `modules`.
@@ -43,8 +48,31 @@ class Work:
 
 
 def shapes_of(values: Any) -> Any:
-    """`values` with every tensor replaced by a storage-free one of the same shape and dtype."""
-    return tree_map(lambda v: v.to("meta") if isinstance(v, torch.Tensor) else v, values)
+    """`values` with every tensor replaced by a storage-free one of the same shape and dtype.
+
+    Masks, integers of two and more dimensions, are copied, since models read lengths from them.
+    """
+
+    def shape(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        mask = value.ndim > 1 and not (value.is_floating_point() or value.is_complex())
+        return value.detach().clone() if mask else value.to("meta")
+
+    return tree_map(shape, values)
+
+
+class Joining(TorchFunctionMode):
+    """Takes a mask that meets storage-free tensors to the meta device; alone it keeps values."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = (args, dict(kwargs or {}))
+        devices = {v.device.type for v in tree_leaves(given) if isinstance(v, torch.Tensor)}
+        if len(devices) > 1:
+            given = tree_map(lambda v: v.to("meta") if isinstance(v, torch.Tensor) else v, given)
+        return func(*given[0], **given[1])
 
 
 def count_flops(denoiser: torch.nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> Work:
@@ -59,8 +87,12 @@ def count_flops(denoiser: torch.nn.Module, args: tuple, kwargs: Mapping[str, Any
         for part in clone.modules():
             for name in (*OFFLOADING, "forward", "cache_context"):
                 vars(part).pop(name, None)
+        outputs: dict[str, tuple[int, ...]] = {}
+        for path, part in clone.named_modules():
+            part.register_forward_hook(functools.partial(_measure, outputs, path))
         counter = FlopCounterMode(display=False)
-        with torch.no_grad(), torch.device("meta"), counter:
+        args, kwargs = tree_map(lambda v: v.cpu() if _has_values(v) else v, (args, dict(kwargs)))
+        with torch.no_grad(), torch.device("meta"), counter, Joining():
             clone(*args, **kwargs)
     except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError):
         return count_parameters(module)  # data-dependent code; the report names this basis
@@ -71,7 +103,19 @@ def count_flops(denoiser: torch.nn.Module, args: tuple, kwargs: Mapping[str, Any
         if name.startswith(prefix)
     }
     total = counts.get("", 0)
-    return Work(total, counts, "flops") if total else count_parameters(module)
+    return Work(total, counts, "flops", outputs) if total else count_parameters(module)
+
+
+def _has_values(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and not value.is_meta
+
+
+def _measure(
+    outputs: dict[str, tuple[int, ...]], path: str, module: torch.nn.Module, args: Any, value: Any
+) -> None:
+    """Note the bytes of the distinct tensors that a module returned."""
+    distinct = {id(v): v.nbytes for v in tree_leaves(value) if isinstance(v, torch.Tensor)}
+    outputs[path] = tuple(distinct.values())
 
 
 def _emptied(module: torch.nn.Module) -> dict[int, Any]:

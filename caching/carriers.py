@@ -14,6 +14,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 from accel.family import Family
+from accel.memory import Kept
 from accel.method import Site
 
 from .blocks import Streams
@@ -38,11 +39,17 @@ class Carrier:
 
     def install(self) -> None:
         skips = {name: self.attach(name, module) for name, module in self.site.denoisers.items()}
+        for name, module in self.site.denoisers.items():
+            self.cache.will_keep(name, self.outputs(module, skips[name]))
         self.site.report.skip_set(self.method, self.label, skips)
 
     def attach(self, name: str, denoiser: torch.nn.Module) -> list[str]:
         """Wrap what this carrier needs; returns the paths of the modules a skip leaves out."""
         raise AssertionError("a carrier attaches somewhere")
+
+    def outputs(self, denoiser: torch.nn.Module, skipped: list[str]) -> list[Kept]:
+        """What is kept of `denoiser`, of which a skip leaves out `skipped`."""
+        return [Kept("")]
 
     def decide(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Ask the policy once for the denoiser call that begins, and tell the report."""
@@ -124,6 +131,10 @@ class Hidden(Carrier):
             self.site.patches.call(block, handler, f"{self.label} on {name}.{path}")
         return [path for path, _, _ in blocks]
 
+    def outputs(self, denoiser: torch.nn.Module, skipped: list[str]) -> list[Kept]:
+        path, _, spec = self.site.family.flat_blocks(denoiser)[-1]
+        return [Kept(path, spec.returns.index(self.site.family.stream))]
+
     def _block(
         self, streams: Streams, last: bool, call: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
@@ -153,6 +164,11 @@ class Modules(Carrier):
                 )
                 skipped.append(full)
         return skipped
+
+    def outputs(self, denoiser: torch.nn.Module, skipped: list[str]) -> list[Kept]:
+        blocks = self.site.family.flat_blocks(denoiser)
+        idle = {f"{path}.{part}" for path, _, spec in blocks for part in spec.idle}
+        return [Kept(path) for path in skipped if path not in idle]
 
 
 def blank_like(value: Any) -> Callable[[], Any]:

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from accel.memory import Kept
 from accel.method import Site
 
 from .attention import attention_modules
@@ -52,6 +53,7 @@ class ExtrapolatedAttention:
                     handler = functools.partial(self._stand_in, path)
                     site.patches.call(module, handler, f"{self.label} on {name}.{path}")
                     self._paths[name].append(path)
+            self.cache.will_keep(name, [Kept(path) for path in self._paths[name]])
         site.report.skip_set(self.method, self.label, self._paths)
 
     def _weights(self, anchors: Sequence[int], index: int) -> list[float]:

@@ -12,6 +12,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 from accel.family import select_rows
+from accel.memory import Kept
 from accel.method import Site
 
 from .batch_parts import cloned, is_tensor, joined, part_of, stream_of, tensors_in
@@ -62,6 +63,8 @@ class GuidanceCache:
         for name, denoiser in self.site.denoisers.items():
             handler = functools.partial(self._denoise, name)
             self.site.patches.call(denoiser, handler, f"{self.method} on {name}")
+            if self.settings.guidance_interval > 1:  # the difference and its low frequencies
+                self.cache.will_keep(name, [Kept("", copies=2)])
         whole = {name: [""] for name in self.site.denoisers}
         self.site.report.skip_set(self.method, self.label, whole)
 

@@ -105,7 +105,6 @@ def install_span(
 ) -> None:
     """Attach a span to every denoiser of `site`."""
     cache, label = Cache(site, weights, length), f"{name}:blocks"
-    cache.beside = getattr(judge, "watched", 0)
     skips = {
         attribute: kind(site, cache, label, judge, first, last).attach(attribute, module)
         for attribute, module in site.denoisers.items()

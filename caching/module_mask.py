@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from accel.memory import Kept
 from accel.method import Site
 
 from .carriers import Carrier
@@ -72,6 +73,10 @@ class ModuleMask(Carrier):
             label = f"{self.label} on {name}.{part.path}"
             self.site.patches.call(root.get_submodule(part.path), handler, label)
         return [part.path for part in self.parts[name]]
+
+    def outputs(self, denoiser: torch.nn.Module, skipped: list[str]) -> list[Kept]:
+        name = next(n for n, module in self.site.denoisers.items() if module is denoiser)
+        return [Kept(part.path) for part in self.parts[name] if part.read]
 
     def decide(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         state, step = self.cache.enter(name, args, kwargs)

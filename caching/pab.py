@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 
 from accel.family import Family
+from accel.memory import Kept
 from accel.method import Method, Site, check_fields
 from accel.noise import level_at
 
@@ -104,12 +105,14 @@ class _Broadcast:
     def attach(self, name: str, denoiser: torch.nn.Module) -> dict[str, list[str]]:
         """Wrap what may be reused; returns the paths of each kind."""
         patches, found = self.site.patches, dict[str, list[str]]()
+        outputs: list[Kept] = []
         patches.call(denoiser, functools.partial(self._denoise, name), f"PAB on {name}")
 
         def wrap(kind: str, path: str, module: torch.nn.Module, handler: Any) -> None:
             if kind in self.intervals:
                 patches.call(module, functools.partial(handler, kind, path), f"PAB on {path}")
                 found.setdefault(kind, []).append(path)
+                outputs.extend([Kept(path)] if handler == self._stand_in else [])
 
         for path, kind, module in attention_modules(self.site.family, denoiser):
             wrap(kind, path, module, self._stand_in)
@@ -118,6 +121,7 @@ class _Broadcast:
             for part in (*kept, *idle):
                 handler = self._stand_in if part in kept else self._idle
                 wrap(FEED_FORWARD, f"{path}.{part}", block.get_submodule(part), handler)
+        self.cache.will_keep(name, outputs)
         self._first = {kind: paths[0] for kind, paths in found.items()}
         return found
 

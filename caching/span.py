@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from accel.family import arguments_of
+from accel.memory import Kept
 from accel.method import Site
 
 from .adaptive import of_part, rows_of
@@ -116,6 +118,13 @@ class Span:
                 handler = functools.partial(self._before, streams)
             if handler is not None:
                 self.site.patches.call(block, handler, f"{self.label} on {name}.{path}")
+        path, _, spec = blocks[inside[-1]]
+        main = self.site.family.stream
+        kept = {
+            s: Kept(path, spec.returns.index(s)) for s in spec.returns if self.last or s == main
+        }
+        watched = getattr(self.judge, "watched", 0)
+        self.cache.will_keep(name, kept.values(), [replace(kept[main], copies=watched)])
         return [path for path, _, _ in blocks[inside.start : inside.stop]]
 
     def _before(self, streams: Streams, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

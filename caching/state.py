@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from accel.memory import Kept
 from accel.method import Site
 from accel.step import Run, Step
 
 from .forecasters import Weights
+from .host_memory import OnHost, got, put
 
 
 class History:
@@ -23,19 +28,29 @@ class History:
     Args:
         weights: the forecaster.
         length: values kept.
+        keep_on: "device", or "cpu" for host memory.
+
+    Attributes:
+        after: a weak reference to what a skipped step forecasts next, which is fetched while this
+            one is combined.
     """
 
-    def __init__(self, weights: Weights, length: int) -> None:
-        self._weights = weights
+    def __init__(self, weights: Weights, length: int, keep_on: str = "device") -> None:
+        self._weights, self._keep_on = weights, keep_on
         self.anchors: deque[int] = deque(maxlen=length)
-        self.values: deque[list[torch.Tensor]] = deque(maxlen=length)
+        self._kept: deque[list[Any]] = deque(maxlen=length)
         self._build: Callable[[list[Any]], Any] | None = None
+        self.after: Callable[[], History | None] = lambda: None
+
+    @property
+    def values(self) -> list[list[Any]]:
+        """What was kept, newest first, on its device; for reading."""
+        return [[got(leaf) for leaf in leaves] for leaves in self._kept]
 
     def keep(self, index: int, value: Any) -> None:
         """Keep `value` (a tensor, or any structure that holds some) as computed at `index`."""
         leaves, self._build = apart(value)
-        # cloned: the pipeline may go on to change what it was given in place
-        self.values.appendleft([v.detach().clone() if _is_tensor(v) else v for v in leaves])
+        self._kept.appendleft([put(leaf, self._keep_on) for leaf in leaves])
         self.anchors.appendleft(index)
 
     def forecast(self, index: int) -> Any:
@@ -43,10 +58,24 @@ class History:
         assert self._build is not None, "forecast from an empty history"
         weights = self._weights(self.anchors, index)
         columns = zip(*self.values, strict=True)
+        following = self.after()
+        if following is not None:
+            following.prefetch()
         return self._build([combine(weights, column) for column in columns])
 
+    def prefetch(self) -> None:
+        """Begin to bring back what is in host memory."""
+        for leaf in itertools.chain.from_iterable(self._kept):
+            if isinstance(leaf, OnHost):
+                leaf.prefetch()
+
     def bytes(self) -> int:
-        return sum(t.nbytes for value in self.values for t in value if _is_tensor(t))
+        leaves = itertools.chain.from_iterable(self._kept)
+        return sum(v.nbytes for v in leaves if isinstance(v, torch.Tensor | OnHost))
+
+    def full_bytes(self) -> int:
+        """Bytes once as many values are kept as can be."""
+        return self.bytes() * (self._kept.maxlen or 1) // max(len(self._kept), 1)
 
 
 def _is_tensor(value: Any) -> bool:
@@ -119,9 +148,11 @@ class State:
         length: int,
         rows: torch.Tensor | None = None,
         history: type[History] = History,
+        keep_on: str = "device",
     ) -> None:
         self.first, self.compute, self.rows = first, True, rows
         self._weights, self._length, self._history = weights, length, history
+        self._keep_on = keep_on
         self.histories: dict[str, History] = {}
         self.extra: dict[str, Any] = {}
         self.parts: list[State] = []
@@ -129,21 +160,32 @@ class State:
 
     def part(self, rows: torch.Tensor | None) -> State:
         """A new state for some rows of this one's batch."""
-        return State(self.first, self._weights, self._length, rows, self._history)
+        return State(self.first, self._weights, self._length, rows, self._history, self._keep_on)
 
     def keep(self, name: str, index: int, value: Any) -> None:
         if name not in self.histories:
-            self.histories[name] = self._history(self._weights, self._length)
+            new = self._history(self._weights, self._length, self._keep_on)
+            known = [*self.histories.values(), new]
+            known[-2:][0].after, new.after = weakref.ref(new), weakref.ref(known[0])
+            self.histories[name] = new
         self.histories[name].keep(index, value)
 
     @property
     def empty(self) -> bool:
         return not self.histories
 
-    def bytes(self) -> int:
+    def prefetch(self) -> None:
+        """Begin to bring back what the first forecast needs."""
+        for history in itertools.islice(self.histories.values(), 1):
+            history.prefetch()
+        for part in self.parts:
+            part.prefetch()
+
+    def bytes(self, full: bool = False) -> int:
+        """Bytes kept now, or `full` once every history is as long as it gets."""
         extra = sum(v.nbytes for v in self.extra.values() if _is_tensor(v))
-        own = extra + sum(h.bytes() for h in self.histories.values())
-        return own + sum(part.bytes() for part in self.parts)
+        kept = (h.full_bytes() if full else h.bytes() for h in self.histories.values())
+        return extra + sum(kept) + sum(part.bytes(full) for part in self.parts)
 
 
 class Cache:
@@ -157,12 +199,13 @@ class Cache:
         self, site: Site, weights: Weights, length: int, history: type[History] = History
     ) -> None:
         self._clock, self._weights, self._length = site.clock, weights, length
-        self._history = history
+        self._history, self._report, self._keep_on = history, site.report, site.keep_on
         self._states: dict[Any, State] = {}
         self.current: State | None = None
         site.clock.on_begin.append(self._clear)
         site.clock.on_end.append(self._clear)
         site.report.holders.append(self.bytes)
+        site.report.holders_when_full.append(functools.partial(self.bytes, full=True))
 
     def _clear(self, run: Run) -> None:
         self._states, self.current = {}, None
@@ -177,10 +220,25 @@ class Cache:
         key = (step.run, denoiser, step.branch, shapes)
         state = self._states.get(key)
         if state is None:
-            state = State(step.index, self._weights, self._length, history=self._history)
+            state = State(
+                step.index, self._weights, self._length, None, self._history, self._keep_on
+            )
             self._states[key] = state
         self.current = state
+        state.prefetch()
         return state, step
 
-    def bytes(self) -> int:
-        return sum(state.bytes() for state in self._states.values())
+    def will_keep(
+        self, denoiser: str, outputs: Iterable[Kept], beside: Iterable[Kept] = ()
+    ) -> None:
+        """Declare what is kept of `denoiser` per branch.
+
+        Args:
+            outputs: of which histories are kept.
+            beside: others, that a rule keeps to compare with.
+        """
+        histories = (replace(kept, copies=kept.copies * self._length) for kept in outputs)
+        self._report.kept.setdefault(denoiser, []).extend([*histories, *beside])
+
+    def bytes(self, full: bool = False) -> int:
+        return sum(state.bytes(full) for state in self._states.values())

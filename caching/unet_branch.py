@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from accel.memory import Kept
+
 from .carriers import Carrier
 from .unet_parts import layer
 
@@ -88,3 +90,6 @@ class UNetBranch(Carrier):
                 f"{self.label} on {name}.{path}",
             )
         return span
+
+    def outputs(self, denoiser: torch.nn.Module, skipped: list[str]) -> list[Kept]:
+        return [Kept(skipped[-1])]

@@ -14,6 +14,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 from accel.family import select_rows
+from accel.memory import Kept
 from accel.noise import run_span
 
 from .carriers import Carrier
@@ -39,6 +40,9 @@ class Encoder(Carrier):
             self.site.patches.call(unet.get_submodule(path), handler, label)
         return paths
 
+    def outputs(self, denoiser: torch.nn.Module, skipped: list[str]) -> list[Kept]:
+        return [Kept(path) for path in skipped]
+
 
 class EncoderAhead(Encoder):
     """At a computed step run the decoder for all steps up to the next, as one batch.
@@ -51,6 +55,9 @@ class EncoderAhead(Encoder):
         super().__init__(*args, **kwargs)
         self._rows = 0  # of the batch going on, 0 outside of one
         self._steps = 1
+
+    def outputs(self, denoiser: torch.nn.Module, skipped: list[str]) -> list[Kept]:
+        return []  # as many outputs as steps that one batch serves, which the run decides
 
     def gate(self, name: str, denoiser: torch.nn.Module) -> None:
         handler = functools.partial(self._denoise, name, denoiser)
