@@ -20,6 +20,7 @@ from .harmonica import HarmoniCa
 from .hicache import HiCache
 from .magcache import MagCache
 from .pab import PAB
+from .planned import Planned
 from .seacache import SeaCache
 from .speca import SpeCa
 from .spectrum import Spectrum
@@ -44,6 +45,7 @@ METHODS: dict[str, type[Method]] = {
     "HiCache": HiCache,
     "MagCache": MagCache,
     "PAB": PAB,
+    "Planned": Planned,
     "SeaCache": SeaCache,
     "SpeCa": SpeCa,
     "Spectrum": Spectrum,
@@ -70,6 +72,7 @@ __all__ = [
     "HiCache",
     "MagCache",
     "PAB",
+    "Planned",
     "SeaCache",
     "SpeCa",
     "Spectrum",

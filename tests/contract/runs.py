@@ -121,6 +121,23 @@ class Held(tuple):
     prev_sample = property(operator.itemgetter(0))
 
 
+@functools.cache
+def weighed(name: str, method: Method | None = None) -> int:
+    """Parameters of every module of the denoisers that ran, for models that cannot be traced."""
+    pipe, ran = make(name), [0]
+
+    def weigh(module: torch.nn.Module, *_: Any) -> None:
+        ran[0] += sum(p.numel() for p in module.parameters(recurse=False))
+
+    for module in denoisers(pipe):
+        for part in module.modules():
+            part.register_forward_hook(weigh)
+    if method is not None:
+        pipe.enable_acceleration(method)
+    call(pipe, name)
+    return ran[0]
+
+
 def frozen(pipe: DiffusionPipeline) -> list[torch.Tensor]:
     """Make every step of `pipe` see the same input; returns the list of its (guided) outputs."""
     outputs: list[torch.Tensor] = []
@@ -137,7 +154,8 @@ def frozen(pipe: DiffusionPipeline) -> list[torch.Tensor]:
 
         @functools.wraps(kind.step)
         def step(self, model_output: torch.Tensor, t: Any, sample: torch.Tensor, **kwargs: Any):
-            outputs.append(model_output.clone())
+            if self is pipe.scheduler:  # a copy may be asked what it would do
+                outputs.append(model_output.clone())
             return Held((sample,))
 
     pipe.scheduler = Frozen.from_config(pipe.scheduler.config)

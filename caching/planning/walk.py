@@ -1,0 +1,189 @@
+"""A pipeline run for a plan: whole runs that are recorded, single steps from any state."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from accel.enable import accelerated
+from accel.method import Method, Site
+from accel.step import Run
+
+from .gram import Gram
+from .response import Response, response
+
+Caller = Callable[[int], Any]
+"""Runs the pipeline on chunk c of the calibration samples, always from the same noise."""
+
+
+class Reached(Exception):
+    """The step asked for was evaluated; the rest of the run is not needed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Recording(Method):
+    """Changes nothing; keeps the states and guided outputs of a run, and its first outputs."""
+
+    states: list[Tensor] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
+    first: dict[Any, Any] = field(default_factory=dict)
+    seen: list[tuple[Response, list[float | None]]] = field(default_factory=list)
+    level: ClassVar[str] = "step"
+
+    def expect(self, site: Site, steps: int) -> str:
+        return "records"
+
+    def install(self, site: Site) -> None:
+        def begin(run: Run) -> None:
+            self.seen.append((response(site.pipe.scheduler, run.total), run.sigmas))
+
+        def step(call: Callable[..., Any], output: Tensor, t: Any, sample: Tensor, **rest: Any):
+            self.states.append(sample.detach().float().cpu().clone())
+            self.outputs.append(output.detach().float().cpu().clone())
+            result = call(output, t, sample, **rest)
+            assert site.clock.run is not None
+            if site.clock.run.index == site.clock.run.total - 1:
+                last = result[0] if isinstance(result, tuple) else result.prev_sample
+                self.states.append(last.detach().float().cpu().clone())
+            return result
+
+        site.clock.on_begin.append(begin)
+        site.clock.step_handlers.append(step)
+        for name, module in site.denoisers.items():
+            site.patches.call(module, self._keep(site, name), f"recording on {name}")
+
+    def _keep(self, site: Site, name: str) -> Callable[..., Any]:
+        def keep(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            value = call(*args, **kwargs)
+            if (key := (name, site.clock.step.branch)) not in self.first:
+                self.first[key] = torch.utils._pytree.tree_map(_copied, value)
+            return value
+
+        return keep
+
+
+@dataclass(frozen=True, eq=False)
+class Probing(Method):
+    """Evaluates one step of a run at a state put in, and stops there.
+
+    Attributes:
+        index: the step.
+        state: (m, …) what it is evaluated at.
+        stand_ins: what denoisers that do not matter return, by name and branch.
+        found: the guided output (m, …).
+    """
+
+    index: int
+    state: Tensor
+    stand_ins: dict[Any, Any]
+    found: list[Tensor] = field(default_factory=list)
+    level: ClassVar[str] = "step"
+
+    def expect(self, site: Site, steps: int) -> str:
+        return "probes"
+
+    def install(self, site: Site) -> None:
+        from accel.caching.planned import replaced
+
+        def step(call: Callable[..., Any], output: Tensor, t: Any, sample: Tensor, **rest: Any):
+            assert site.clock.run is not None
+            if site.clock.run.index == self.index:
+                self.found.append(output.detach().float().cpu().clone())
+                raise Reached
+            result = call(output, t, sample, **rest)
+            if site.clock.run.index == self.index - 1:
+                return replaced(result, self.state.to(sample))
+            return result
+
+        site.clock.step_handlers.append(step)
+        for name, module in site.denoisers.items():
+            site.patches.call(module, self._pass(site, name), f"probing on {name}")
+
+    def _pass(self, site: Site, name: str) -> Callable[..., Any]:
+        def evaluate(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            step = site.clock.step
+            kept = self.stand_ins.get((name, step.branch))
+            if step.index == self.index or kept is None:
+                return call(*args, **kwargs)
+            return torch.utils._pytree.tree_map(_copied, kept)
+
+        return evaluate
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+class Walker:
+    """The calibration samples of one pipeline: recorded in full, then evaluated step by step.
+
+    Attributes:
+        states: (N + 1, M, …) true states, on disk.
+        first: (M, …) guided outputs of step 0.
+        evaluations: denoising steps computed for all samples together, in steps of one sample.
+    """
+
+    def __init__(self, pipe: Any, call: Caller, chunks: int) -> None:
+        self.pipe, self.call, self.chunks = pipe, call, chunks
+        self.evaluations = 0
+        self._folder = tempfile.TemporaryDirectory(prefix="accel-plan-")
+        self._first: list[dict[Any, Any]] = []
+        self._sizes: list[int] = []
+
+    def __enter__(self) -> Walker:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._folder.cleanup()
+
+    def record(self, progress: Callable[[int], Any] = lambda done: None) -> None:
+        """Run every chunk in full."""
+        kept, firsts = [], []
+        for chunk in range(self.chunks):
+            recording = Recording()
+            with accelerated(self.pipe, recording):
+                self.call(chunk)
+            states, outputs = torch.stack(recording.states), torch.stack(recording.outputs)
+            if chunk == 0:
+                self.response, self.sigmas = recording.seen[-1]
+                self.gram = Gram(len(outputs))
+            if len(states) != self.response.steps + 1:
+                raise RuntimeError(f"a run had {len(states) - 1} steps, the first had another")
+            for i in range(outputs.shape[1]):
+                self.gram.add(outputs[:, i])
+            path = Path(self._folder.name) / f"{chunk}.npy"
+            np.save(path, states.numpy())
+            kept.append(np.load(path, mmap_mode="r"))
+            firsts.append(outputs[0])
+            self._first.append(recording.first)
+            self._sizes.append(outputs.shape[1])
+            self.evaluations += outputs.shape[0] * outputs.shape[1]
+            progress(outputs.shape[1])
+        self._states, self.first = kept, torch.cat(firsts)
+
+    def state(self, index: int) -> Tensor:
+        """True states (M, …) before step `index`; N is the end."""
+        return torch.cat([torch.from_numpy(np.array(chunk[index])) for chunk in self._states])
+
+    def evaluate(self, index: int, states: Tensor, only: Sequence[int] | None = None) -> Tensor:
+        """Guided outputs (M, …) of step `index` at `states` (M, …); of step 0 the recorded ones."""
+        if index == 0:
+            return self.first
+        found, begin = [], 0
+        for chunk, size in enumerate(self._sizes):
+            part = states[begin : begin + size]
+            begin += size
+            probing = Probing(index, part, self._first[chunk])
+            with accelerated(self.pipe, probing), contextlib.suppress(Reached):
+                self.call(chunk)
+            found.append(probing.found[0])
+            self.evaluations += size
+        return torch.cat(found)

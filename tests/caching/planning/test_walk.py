@@ -1,0 +1,102 @@
+"""Calibration on real pipelines: recorded runs, single steps from any state, the plan at work."""
+
+import pytest
+import torch
+
+import accel
+from accel.caching.planned import Planned
+from accel.caching.planning.planner import candidates, fit, search
+from accel.caching.planning.walk import Walker
+from tests.tiny_pipelines import call, make
+
+STEPS = 8
+PROMPTS = ["a red circle", "a blue square", "a green triangle", "a pink circle"]
+
+
+def walker(pipe, name, chunks=2):
+    per = len(PROMPTS) // chunks
+
+    def run(chunk):
+        rows = range(chunk * per, (chunk + 1) * per)
+        prompts = [PROMPTS[i] for i in rows]
+        return call(pipe, name, steps=STEPS, prompt=prompts, seed=list(rows))
+
+    return Walker(pipe, run, chunks)
+
+
+@pytest.mark.parametrize("name", ["sd", "wan", "flux", "cogvideox"])
+def test_a_step_from_the_true_state_gives_the_true_output(name):
+    pipe = make(name)
+    with walker(pipe, name) as found:
+        found.record()
+        assert found.evaluations == STEPS * 4
+        for index in (0, 3, STEPS - 1):
+            output = found.evaluate(index, found.state(index))
+            after = found.response.decay(index) * found.state(index)
+            if name in ("sd", "flux"):  # one-step solvers: the next state follows from this output
+                after += found.response.increments(index)[index] * output
+                scale = found.state(index + 1).abs().max()
+                assert (after - found.state(index + 1)).abs().max() < 1e-4 * scale
+        assert not pipe.acceleration
+
+
+@pytest.mark.parametrize("name", ["sd", "wan"])
+def test_a_plan_runs_as_it_was_fitted(name):
+    pipe = make(name)
+    with walker(pipe, name) as found:
+        found.record()
+        fitted = fit(found, (0, 2, 3, 6), range(4))
+        true = found.state(STEPS)
+    plan = Planned(nodes=fitted.nodes, steps=STEPS, weights=fitted.weights)
+    pipe.enable_acceleration(plan)
+    latents = call(pipe, name, steps=STEPS, prompt=PROMPTS, seed=[0, 1, 2, 3]).float()
+    errors = (latents - true).flatten(1).square().mean(1).sqrt()
+    torch.testing.assert_close(errors.double(), torch.tensor(fitted.errors), rtol=1e-2, atol=1e-4)
+    assert pipe.acceleration.report().computed_fraction == pytest.approx(0.5)
+
+
+def test_chunks_make_no_difference_and_neither_does_a_second_search():
+    plans = []
+    for chunks in (1, 2, 2):
+        pipe = make("sd")
+        with walker(pipe, "sd", chunks) as found:
+            found.record()
+            plans.append(search(found, 4, moves=2))
+    assert plans[1].nodes == plans[2].nodes and plans[1].weights == plans[2].weights
+    assert plans[0].nodes == plans[1].nodes
+    assert plans[0].errors == pytest.approx(plans[1].errors, rel=1e-2)
+
+
+def test_every_step_computed_is_the_plain_run_to_the_bit():
+    pipe = make("wan")
+    plain = call(pipe, "wan", steps=STEPS)
+    with (
+        accel.accelerated(pipe, Planned(nodes=tuple(range(STEPS)), steps=STEPS)),
+        pytest.warns(UserWarning, match="skipped nothing"),
+    ):
+        assert torch.equal(call(pipe, "wan", steps=STEPS), plain)
+
+
+def test_one_prompt_and_few_samples_still_give_a_plan():
+    pipe = make("sd")
+    with Walker(pipe, lambda c: call(pipe, "sd", steps=STEPS), 1) as found:
+        found.record()
+        assert all(c.nodes[0] == 0 for c in candidates(found, 4))
+        assert torch.isfinite(torch.tensor(search(found, 4).errors)).all()
+
+
+def test_without_nodes_the_command_is_named():
+    with pytest.raises(ValueError, match="accel calibrate --for planned"):
+        Planned()
+
+
+def test_other_step_counts_take_the_nearest_levels():
+    plan = Planned(nodes=(0, 4, 8), steps=10, sigmas=tuple(1 - i / 10 for i in range(10)))
+    assert plan.at(10, [None] * 10) == (0, 4, 8)
+    assert plan.at(20, [1 - i / 20 for i in range(20)]) == (0, 8, 16)
+    assert Planned(nodes=(0, 4, 8), steps=10).at(5, [None] * 5) == (0, 2, 4)
+    pipe = make("sd")
+    pipe.enable_acceleration(plan)
+    call(pipe, "sd", steps=5)
+    rows = pipe.acceleration.report().rows
+    assert [r.index for r in rows if r.action == "computed"][0] == 0
