@@ -102,6 +102,7 @@ class Stepper:
         self.plan, self.site = plan, site
         self.rule: Rule | None = None
         self.outputs: list[Tensor] = []
+        self._rules: dict[Any, Rule] = {}
         self.nodes: tuple[int, ...] = plan.nodes
 
     def install(self) -> None:
@@ -119,7 +120,11 @@ class Stepper:
         self.nodes = self.plan.at(run.total, run.sigmas)
         self.rule, self.outputs = None, []
         if len(self.nodes) < run.total:
-            self.rule = self.fitted(run)
+            scheduler = self.site.pipe.scheduler
+            key = (type(scheduler), str(scheduler.config), run.total, *run.sigmas)
+            if key not in self._rules:
+                self._rules[key] = self.fitted(run)
+            self.rule = self._rules[key]
 
     def fitted(self, run: Run) -> Rule:
         """The rule of the plan for the scheduler of `run`."""

@@ -15,6 +15,7 @@ from tests.contract.runs import (
     plain,
     reads,
     spoiling,
+    weighed,
 )
 from tests.tiny_pipelines import SCHEDULERS, call, make
 
@@ -54,10 +55,12 @@ def test_a_setting_that_skips_nothing_changes_no_bit_and_warns(row, name):
 def test_work_drops_as_reported(row, name):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        warnings.filterwarnings("ignore", "CPU Autocast")  # Mochi's rotary embeddings
+        warnings.filterwarnings("ignore", "(?s).*CPU Autocast")  # Mochi's rotary embeddings
         accelerated = clean(row.method, name)
     counted_fraction = accelerated.flops / plain(name).flops
     assert counted_fraction < 0.9
+    if accelerated.report.basis == "parameters":
+        counted_fraction = weighed(name, row.method) / weighed(name)
     assert accelerated.report.computed_fraction == pytest.approx(counted_fraction, abs=1e-3)
 
 
@@ -129,12 +132,16 @@ def test_a_batch_decides_as_its_samples_alone(row, name):
 
 @full
 def test_at_most_one_value_is_read_per_evaluation(row, name):
-    """None where the schedule is fixed; what the pipeline itself reads is taken off."""
+    """None where the schedule is fixed; what the pipeline itself reads is taken off.
+
+    Counted from the second run of a kind on: the first may look at the scheduler.
+    """
     own = reads(make(name), name, 9) - reads(make(name), name, 6)
     pipe = enabled(row, name)
-    more = reads(pipe, name, 9)
+    for steps in (9, 6):
+        call(pipe, name, steps=steps)
+    more = -reads(pipe, name, 6) + reads(pipe, name, 9)
     evaluations = len(pipe.acceleration.report().rows) / 9
-    more -= reads(pipe, name, 6)
     assert more <= own + (0 if row.static else 3 * evaluations)
 
 

@@ -45,13 +45,15 @@ def response(scheduler: Any, total: int) -> Response:
     Raises:
         ValueError: the scheduler is random or not linear, so that no plan can stand for it.
     """
-    timesteps = scheduler.timesteps[len(scheduler.timesteps) - total :]
+    own = copy.deepcopy(scheduler)
+    own.timesteps = own.timesteps.cpu()  # what is read from it must not wait for an accelerator
+    timesteps = own.timesteps[len(own.timesteps) - total :]
     inputs = torch.zeros(total + 3, total + 1, dtype=torch.float64)
     inputs[: total + 1] = torch.eye(total + 1, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     probe = torch.randn(total + 1, generator=generator, dtype=torch.float64)
     inputs[-1] = probe
-    states = _run(copy.deepcopy(scheduler), timesteps, inputs)
+    states = _run(own, timesteps, inputs)
     unit, nothing, mixed = states[:, : total + 1], states[:, -2], states[:, -1]
     expected = unit @ probe
     scale = expected.abs().max()

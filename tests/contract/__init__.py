@@ -282,7 +282,7 @@ ROWS = (
         static=False,
     ),
     Row(
-        Planned(nodes=(0, 1, 3), steps=5, weights=((), (0.01,), (0.02, -0.01))),
+        Planned(nodes=(0, 1, 3), steps=5),
         Planned(nodes=(0, 1, 2, 3, 4), steps=5),
         ("wan", "sd", "flux", "cogvideox", "sdxl"),
         ("wan", "sd"),
