@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map
 from accel.family import select_rows
 from accel.memory import Kept
 from accel.noise import run_span
+from accel.step import Run
 
 from .carriers import Carrier
 from .state import State, apart
@@ -55,6 +56,12 @@ class EncoderAhead(Encoder):
         super().__init__(*args, **kwargs)
         self._rows = 0  # of the batch going on, 0 outside of one
         self._steps = 1
+        self._begin = 0
+        self.site.clock.on_begin.append(self._find)
+
+    def _find(self, run: Run) -> None:
+        """Where the run begins in the scheduler's timesteps; once, since it waits for the host."""
+        self._begin = run_span(self.site.pipe, self.site.pipe.scheduler)[0]
 
     def outputs(self, denoiser: torch.nn.Module, skipped: list[str]) -> list[Kept]:
         return []  # as many outputs as steps that one batch serves, which the run decides
@@ -108,7 +115,7 @@ class EncoderAhead(Encoder):
         sample = args[0] if args else kwargs["sample"]
         rows = torch.arange(len(sample), device=sample.device).repeat(steps)
         several = select_rows(site.family, denoiser, args, kwargs, rows)
-        begin = run_span(site.pipe, site.pipe.scheduler)[0] + index
+        begin = self._begin + index
         times = site.pipe.scheduler.timesteps[begin : begin + steps].to(sample.device)
         several["timestep"] = times.repeat_interleave(len(sample))
         self._rows, self._steps = len(rows), steps
