@@ -155,9 +155,7 @@ def generate_command(
         summary.show(Console(), outcome, prompt, files)
 
 
-def _what(
-    recipe: str | None, methods: list[str], plan: Path | None
-) -> list[str | Method] | list[Plan]:
+def _what(recipe: str | None, methods: list[str], plan: Path | None) -> list[str | Method | Plan]:
     if sum((recipe is not None, bool(methods), plan is not None)) > 1:
         raise BadInput("--recipe, --method and --plan exclude one another; give one of them")
     if plan is not None:
@@ -166,7 +164,8 @@ def _what(
         except ValueError as error:
             raise BadInput(f"--plan {first_line(error)}") from None
     try:
-        return [parse_method(text) for text in methods] or [recipe or "balanced"]
+        given: list[str | Method | Plan] = [parse_method(text) for text in methods]
+        return given or [recipe or "balanced"]
     except ValueError as error:
         raise BadInput(f"--method {first_line(error)}") from None
 

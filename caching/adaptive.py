@@ -102,7 +102,8 @@ def settle(
     state: State, rule: Threshold, changes: Sequence[float] | None
 ) -> tuple[list[State], list[State]]:
     """(parts to compute, parts to skip); None for the changes computes all."""
-    computing, skipping = [], []
+    computing: list[State] = []
+    skipping: list[State] = []
     for i, part in enumerate(state.parts):
         skip = changes is not None and rule.skips(part, changes[i])
         told = part.tally

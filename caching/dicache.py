@@ -94,6 +94,7 @@ class TrajectoryJudge(ChangeJudge):
         )
         super().__init__(site, rule, method.per_sample, indicator, True, measure=measure)
         self.method = method
+        self.watched = 3 if method.measure == "probe" else 4  # with two residuals of the probe
 
     def __call__(self, state: State, entry: Entry) -> tuple[list[State], list[State]]:
         computing, skipping = super().__call__(state, entry)
@@ -124,7 +125,7 @@ class Trajectory(Span):
     whole = True
 
     def stand_in(self, part: State, stream: str, index: int) -> Tensor:
-        values, gamma = part.histories[stream].values, part.extra[GAMMA]
+        values, gamma = part.histories[stream].values, part.extra.pop(GAMMA)
         if gamma is None:
             return values[0][0].clone()
         (newest,), (older,) = values

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -28,7 +27,7 @@ def probe(entry: Entry) -> Tensor:
 class ChangeJudge:
     """Skips while an indicator changed little.
 
-    Class attributes:
+    Attributes:
         watched: tensors like the hidden states that it keeps to compare with.
 
     Args:
@@ -39,7 +38,7 @@ class ChangeJudge:
         measure: the change itself, (P,) for the parts of the batch.
     """
 
-    watched: ClassVar[int] = 1
+    watched: int = 1
 
     def __init__(
         self,

@@ -98,6 +98,7 @@ class DraftJudge:
 
     def __init__(self, site: Site, method: SpeCa) -> None:
         self.site, self.method = site, method
+        self.watched = method.order + 1
 
     def __call__(self, state: State, entry: Entry) -> tuple[list[State], list[State]]:
         method, step = self.method, self.site.clock.step

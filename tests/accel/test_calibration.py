@@ -122,9 +122,7 @@ def test_what_was_enabled_comes_back():
 
 def test_what_cannot_be_calibrated_is_named():
     pipe = make("wan")
-    with pytest.raises(
-        ValueError, match=r"FirstBlockCache is not calibrated; .*MagCache"
-    ):
+    with pytest.raises(ValueError, match=r"FirstBlockCache is not calibrated; .*MagCache"):
         accel.calibrate(pipe, PROMPTS, FirstBlockCache())
     with pytest.raises(ValueError, match="at least one prompt"):
         accel.calibrate(pipe, [], "teacache")

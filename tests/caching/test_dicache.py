@@ -104,3 +104,10 @@ def test_bad_fields_are_named():
         DiCache(reach=0.5)
     with pytest.raises(ValueError, match=r"DiCache\.measure must be probe or difference"):
         DiCache(measure="both")
+
+
+def test_what_is_kept_is_known_before():
+    pipe = make("wan")
+    state = pipe.enable_acceleration(DiCache(0.3))
+    call(pipe, "wan", steps=8)
+    assert state.report().bytes_held == state._site.report.expected() > 0

@@ -85,3 +85,10 @@ def test_bad_fields_are_named():
         SpeCa(shortest=3, longest=2)
     with pytest.raises(ValueError, match=r"SpeCa\.decay must be above 0"):
         SpeCa(decay=0)
+
+
+def test_what_is_kept_is_known_before():
+    pipe = make("flux")
+    state = pipe.enable_acceleration(SpeCa())
+    call(pipe, "flux", steps=8)
+    assert state.report().bytes_held == state._site.report.expected() > 0
