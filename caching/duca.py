@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from accel.memory import Kept
 from accel.method import Site
 
 from .blocks import Streams
@@ -74,6 +75,10 @@ class DualTokens(ScoredTokens):
             for name, module in self.site.denoisers.items()
         }
         self.site.report.skip_set(self.method, self.blocks_label, blocks)
+        for name, module in self.site.denoisers.items():
+            path, _, spec = self.site.family.flat_blocks(module)[-1]
+            final = Kept(path, spec.returns.index(self.site.family.stream))
+            self.cache.will_keep(name, (), [final])
 
     def attach(self, name: str, denoiser: torch.nn.Module) -> list[str]:
         skipped = super().attach(name, denoiser)

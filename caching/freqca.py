@@ -24,6 +24,11 @@ class SplitHidden(Hidden):
 
     cutoff: float
 
+    def install(self) -> None:
+        super().install()
+        for name, module in self.site.denoisers.items():
+            self.cache.will_keep(name, (), self.outputs(module, []))  # what is low, once
+
     def decide(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().decide(name, args, kwargs)
         state = self.cache.current

@@ -15,6 +15,7 @@ from accel.method import Site
 
 from .forecasters import Weights, newton
 from .forecasting import REACH, Forecasting
+from .host_memory import got
 from .policies import Policy, explain_schedule, schedule
 from .state import History, apart
 
@@ -72,7 +73,7 @@ class Fitted(History):
         leaves, build = apart(super().forecast(index))
         excess = sum(self._weights(self.anchors, index)) - 1
         if abs(excess) > 1e-9:
-            for leaf, newest in zip(leaves, self.values[0], strict=True):
+            for leaf, newest in zip(leaves, map(got, self._kept[0]), strict=True):
                 if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
                     leaf.add_(newest, alpha=excess)
         return build(leaves)
@@ -96,7 +97,7 @@ class Spectrum(Forecasting):
         carrier: what is forecast: the denoiser's "output" (least memory), or the "hidden" states
             after the last block as published.
         last: also compute the final step; the published schedule does not.
-        most: outputs kept at most; the newest count.
+        most: outputs kept at most, the newest; at these settings 50 steps compute 14.
 
     Keeps every computed output of a branch. A static schedule: samples of a batch do not influence
     one another, and no step waits for the host.
@@ -111,7 +112,7 @@ class Spectrum(Forecasting):
     relative: bool = False
     carrier: Literal["output", "hidden"] = "output"
     last: bool = False
-    most: int = 100
+    most: int = 20
 
     carriers: ClassVar[tuple[str, ...]] = ("output", "hidden")
     history: ClassVar[type[History]] = Fitted

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from accel.family import Blocks, Family
+from accel.memory import Kept
 
 from .carriers import Modules
 from .state import State
@@ -92,7 +93,9 @@ class Tokens(Modules):
         super().install()
         found: dict[str, dict[str, list[str]]] = {}
         for name, module in self.site.denoisers.items():
-            for path in feed_forwards(self.site.family, module):
+            paths = list(feed_forwards(self.site.family, module))
+            self.cache.will_keep(name, (), [Kept(path, copies=self.order + 1) for path in paths])
+            for path in paths:
                 found.setdefault(path, {})[name] = [path]
         for path, modules in found.items():
             self.site.report.skip_set(self.method, self.named(path), modules)

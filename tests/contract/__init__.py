@@ -213,7 +213,7 @@ ROWS = (
         frozen="rounding",
     ),
     Row(
-        ClusCa(interval=2, clusters=4, warmup=2, spread=0.1),
+        ClusCa(interval=2, clusters=4, warmup=2, spread=0),
         ClusCa(interval=1),
         ("ltx", "flux"),
         ("wan", "cogvideox"),
