@@ -36,8 +36,8 @@ class Recorder:
         self.kept: dict[str, list[Kept]] = {}
         self.owners: dict[str, list[str]] = {}
         self._calls: list[Call] = []
-        self._shapes: dict[str, tuple[Any, Any]] = {}
-        self._work: dict[str, Work] = {}
+        self._shapes: dict[tuple[str, str], tuple[Any, Any]] = {}
+        self._work: dict[tuple[str, str], Work] = {}
         self._counted: dict[tuple[str, ...], Work] = {}
         self._called: float | None = None
         self._marks: dict[str, float] = {}
@@ -58,7 +58,7 @@ class Recorder:
 
     def install(self, pipe: Any, clock: StepClock, patches: PatchStack) -> None:
         for name, module in clock.denoisers.items():
-            patches.call(module, self._observer(name), f"recorder on {name}")
+            patches.call(module, self._observer(name, clock), f"recorder on {name}")
         if hasattr(type(pipe), "check_inputs"):
             patches.method(pipe, "check_inputs", self._entered, "recorder", always=True)
         if hasattr(type(pipe), "maybe_free_model_hooks"):
@@ -67,10 +67,10 @@ class Recorder:
         clock.on_call.append(self._calls_append)
         clock.on_end.append(self._end)
 
-    def _observer(self, name: str) -> Callable[..., Any]:
+    def _observer(self, name: str, clock: StepClock) -> Callable[..., Any]:
         def observe(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            if name not in self._shapes:
-                self._shapes[name] = shapes_of((args, kwargs))
+            if clock.call is not None and (key := _key(clock.call)) not in self._shapes:
+                self._shapes[key] = shapes_of((args, kwargs))
             return call(*args, **kwargs)
 
         return observe
@@ -122,10 +122,10 @@ class Recorder:
         """
         if not self._calls:
             raise RuntimeError("nothing to report: run the pipeline first")
-        for name, shapes in self._shapes.items():
-            self._work[name] = self.work_of(name, *shapes)
+        for key, shapes in self._shapes.items():
+            self._work[key] = self.work_of(key[0], *shapes)
         rows = [self._row(call) for call in self._calls]
-        weights = [self._work[call.denoiser].total for call in self._calls]
+        weights = [self._work[_key(call)].total for call in self._calls]
         marks, begin, end = self._marks, self._marks["begin"], self._marks.get("end")
         loop = (end or self._now()) - begin
         before = begin - marks["call"]
@@ -159,15 +159,20 @@ class Recorder:
     def expected(self) -> int | None:
         """Bytes that methods keep in a run like the last one; None before any."""
         found = [
-            self.expected_bytes(name, self.work_of(name, *self._shapes[name]))
-            for name, _ in {(call.denoiser, call.step.branch) for call in self._calls}
+            self.expected_bytes(key[0], self.work_of(key[0], *self._shapes[key]))
+            for key in {_key(call) for call in self._calls}
         ]
         known = [count for count in found if count is not None]
         return sum(known) if known and len(known) == len(found) else None
 
     def _row(self, call: Call) -> Row:
         step = call.step
-        work, counted = 1.0, self._work[call.denoiser]
+        work, counted = 1.0, self._work[_key(call)]
         for name, share in call.skipped.items():
             work -= share * counted.share(self.skips[name][call.denoiser])
         return Row(step.index, step.sigma, step.branch, call.denoiser, call.action, work)
+
+
+def _key(call: Call) -> tuple[str, str]:
+    """What is counted apart: branches may differ in shape, as captions do in length."""
+    return call.denoiser, call.step.branch
