@@ -14,7 +14,7 @@ from typing import Any
 from accel.caching import DeepCache, FirstBlockCache, TaylorSeer
 from accel.method import Method
 from benchmarks import peers, settings
-from benchmarks.grids import GRIDS
+from benchmarks.grids import GRIDS, GRIDS_OF_PICTURES, GRIDS_OF_VIDEO
 from benchmarks.settings import Setting, plain
 
 RATIOS = (2, 3, 4, 5, 6)
@@ -233,6 +233,7 @@ VIDEO = (
     "TaylorSeer hidden",
     "TaylorSeer module",
     "diffusers TaylorSeer module",
+    *GRIDS_OF_VIDEO,
     "dpm++ with as few steps",
     "euler with as few steps",
 )
@@ -246,6 +247,7 @@ PICTURE = (
     "DeepCache package",
     "dpm++ with as few steps",
     "unipc with as few steps",
+    *GRIDS_OF_PICTURES,
 )
 """Rows of a U-Net with a variance-preserving schedule."""
 EULER = ("TaylorSeer output", "own with as few steps", "diffusers TaylorSeer lite")

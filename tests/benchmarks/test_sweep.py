@@ -4,8 +4,20 @@ import pytest
 
 from accel.caching import DeepCache, TaylorSeer
 from benchmarks import peers, settings
+from benchmarks.grids import GRIDS
 from benchmarks.settings import Setting
-from benchmarks.sweep import RATIOS, STEPS, Sweep, Tried, best, budget, limit, within
+from benchmarks.sweep import (
+    PICTURE,
+    RATIOS,
+    STEPS,
+    VIDEO,
+    Sweep,
+    Tried,
+    best,
+    budget,
+    limit,
+    within,
+)
 
 
 class Bench:
@@ -128,3 +140,12 @@ def test_a_recipe_belongs_to_the_largest_ratio_it_is_within():
     sweep = Sweep(bench.attempt, lambda: (), recipes=recipes)
     assert [sweep.choose("recipe fast", r) is not None for r in RATIOS] == [r == 3 for r in RATIOS]
     assert sweep.choose("recipe balanced", 3) is None
+
+
+def test_grids_are_settings_apart_and_every_row_is_of_some_model():
+    for row, tried in GRIDS.items():
+        assert len(set(map(str, tried))) == len(tried) >= 5, row
+        assert (row in VIDEO) or (row in PICTURE)
+    bench = Bench(lambda s: s.method.threshold)
+    found = bench.sweep.grid("EasyCache", 2)
+    assert [s.method for s in found] == GRIDS["EasyCache"]
