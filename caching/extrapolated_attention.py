@@ -22,7 +22,7 @@ class AttentionSettings(Protocol):
 
     def computes_attention(self, index: int, total: int) -> bool: ...
 
-    def weights(self, anchors: Sequence[int], index: int, total: int) -> list[float]: ...
+    def weights(self, anchors: Sequence[float], index: float, total: int) -> list[float]: ...
 
 
 class ExtrapolatedAttention:
@@ -56,7 +56,7 @@ class ExtrapolatedAttention:
             self.cache.will_keep(name, [Kept(path) for path in self._paths[name]])
         site.report.skip_set(self.method, self.label, self._paths)
 
-    def _weights(self, anchors: Sequence[int], index: int) -> list[float]:
+    def _weights(self, anchors: Sequence[float], index: float) -> list[float]:
         return self.settings.weights(anchors, index, self.site.clock.step.total)
 
     def run(

@@ -77,7 +77,7 @@ class FasterCache(Method):
         """Whether step `index` of a run of `total` must evaluate both branches."""
         return index / total <= self.guidance_start or index % self.guidance_interval == 0
 
-    def weights(self, anchors: Sequence[int], index: int, total: int) -> list[float]:
+    def weights(self, anchors: Sequence[float], index: float, total: int) -> list[float]:
         """Of the last two computed outputs, newest first."""
         if len(anchors) < 2:
             return [1.0]

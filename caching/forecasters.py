@@ -10,16 +10,16 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
-Weights = Callable[[Sequence[int], int], list[float]]
+Weights = Callable[[Sequence[float], float], list[float]]
 """(indices of computed steps, newest first; index wanted) -> one weight for each, summing to 1."""
 
 
-def hold(anchors: Sequence[int], index: int) -> list[float]:
+def hold(anchors: Sequence[float], index: float) -> list[float]:
     """The newest output, unchanged."""
     return [1.0] + [0.0] * (len(anchors) - 1)
 
 
-def newton(anchors: Sequence[int], index: int) -> list[float]:
+def newton(anchors: Sequence[float], index: float) -> list[float]:
     """The polynomial through all anchors (Newton's backward form): exact to its degree."""
     weights = []
     for i, own in enumerate(anchors):
@@ -31,7 +31,7 @@ def newton(anchors: Sequence[int], index: int) -> list[float]:
     return weights
 
 
-def taylor(anchors: Sequence[int], index: int) -> list[float]:
+def taylor(anchors: Sequence[float], index: float) -> list[float]:
     """TaylorSeer as released (2503.06923): backward differences used as derivatives.
 
     D_0 = F and D_{i+1} = (D_i - D_i of the anchor before) / gap; the forecast at offset x is
@@ -52,7 +52,7 @@ def hermite(scale: float) -> Weights:
         scale: sigma.
     """
 
-    def weights(anchors: Sequence[int], index: int) -> list[float]:
+    def weights(anchors: Sequence[float], index: float) -> list[float]:
         y = scale * (index - anchors[0])
         terms, before, current = [], 0.0, 1.0
         for i in range(len(anchors)):
@@ -63,7 +63,7 @@ def hermite(scale: float) -> Weights:
     return weights
 
 
-def _expand(anchors: Sequence[int], terms: Sequence[float]) -> list[float]:
+def _expand(anchors: Sequence[float], terms: Sequence[float]) -> list[float]:
     """Weights of sum_i terms_i D_i, for the backward differences D_i at the newest anchor."""
     count = len(anchors)
     # differences[k] holds D_i at anchor k, as weights of the anchors

@@ -135,7 +135,7 @@ class Spectrum(Forecasting):
         return self.most
 
     def weights(self, site: Site) -> Weights:
-        def mixed(anchors: Sequence[int], index: int) -> list[float]:
+        def mixed(anchors: Sequence[float], index: float) -> list[float]:
             kept, total = tuple(anchors), site.clock.step.total
             fit = chebyshev(kept, index, total, self.degree, self.ridge, self.relative)
             line = newton(kept[:2], index) + [0.0] * len(kept)

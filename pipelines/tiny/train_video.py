@@ -10,6 +10,7 @@ writes the pipeline with the averaged weights in half precision.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from functools import partial
@@ -68,8 +69,10 @@ TEXT = {
 class Latents:
     """Normalised latents and token ids of training scenes, encoded once and kept on disk."""
 
-    def __init__(self, folder: Path, autoencoder: Path, scenes: int) -> None:
+    def __init__(self, folder: Path, autoencoder: Path, scenes: int, pairs: int = 0) -> None:
+        """Of `pairs` more scenes each holds two objects."""
         shards = [folder / f"{index:04d}.safetensors" for index in range(scenes // SHARD)]
+        shards += [folder / f"pairs-{index:04d}.safetensors" for index in range(pairs // SHARD)]
         missing = [path for path in shards if not path.exists()]
         if missing:
             folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +80,9 @@ class Latents:
             vae.to("cuda" if torch.cuda.is_available() else "cpu")
             for path in tqdm(missing, unit="shard"):
                 partly = path.with_suffix(".partial")
-                save_file(encode(vae, tokenizer(), seed=int(path.stem), count=SHARD), str(partly))
+                kind, _, index = path.stem.rpartition("-")
+                made = encode(vae, tokenizer(), int(index), SHARD, pairs=kind == "pairs")
+                save_file(made, str(partly))
                 partly.replace(path)
         held = [load_file(path) for path in shards]
         self.latents = torch.cat([shard["latents"] for shard in held])
@@ -105,16 +110,22 @@ class Latents:
 
 @torch.no_grad()
 def encode(
-    vae: AutoencoderKLWan, words: PreTrainedTokenizerFast, seed: int, count: int
+    vae: AutoencoderKLWan,
+    words: PreTrainedTokenizerFast,
+    seed: int,
+    count: int,
+    pairs: bool = False,
 ) -> dict[str, Tensor]:
     """Half-precision latents and token ids of `count` training scenes drawn with `seed`."""
-    rng = np.random.default_rng((seed, 17))
+    rng = np.random.default_rng((seed, 18 if pairs else 17))
     shape = (1, -1, 1, 1, 1)
     mean = torch.tensor(vae.config.latents_mean, device=vae.device).view(shape)
     std = torch.tensor(vae.config.latents_std, device=vae.device).view(shape)
     latents, captions = [], []
     for _ in range(0, count, 16):
-        scenes = [sample_scene(rng) for _ in range(16)]
+        drawn = (sample_scene(rng) for _ in itertools.count())
+        wanted = (scene for scene in drawn if len(scene.objects) == 2 or not pairs)
+        scenes = list(itertools.islice(wanted, 16))
         captions += [caption(scene) for scene in scenes]
         clip = torch.from_numpy(np.stack([render(scene) for scene in scenes])).transpose(1, 2)
         with torch.autocast(vae.device.type, torch.bfloat16):
@@ -206,6 +217,7 @@ def main(
     autoencoder: Path = typer.Option(..., help="Run of train_autoencoder_video."),
     folder: Path = typer.Option(..., help="Where latents, state and log go."),
     scenes: int = typer.Option(4_096, help="Training scenes to encode, in shards of 512."),
+    pairs: int = typer.Option(0, help="More scenes, of two objects each; rarer and harder."),
     short: int = typer.Option(9_440, help="Samples of two latent frames to begin with."),
     middle: int = typer.Option(22_500, help="Samples up to the end of the emphasis on objects."),
     samples: int = typer.Option(27_000, help="Samples in all; the last 40 % anneal."),
@@ -224,7 +236,7 @@ def main(
     if into is not None:
         export(averaged(autoencoder, folder), into)
         return
-    data = Latents(folder / "latents", autoencoder, scenes)
+    data = Latents(folder / "latents", autoencoder, scenes, pairs)
     transformer, encoder = untrained()
     if start is not None:
         load_model(transformer, str(start / "transformer" / "diffusion_pytorch_model.safetensors"))

@@ -99,4 +99,4 @@ def test_other_step_counts_take_the_nearest_levels():
     pipe.enable_acceleration(plan)
     call(pipe, "sd", steps=5)
     rows = pipe.acceleration.report().rows
-    assert [r.index for r in rows if r.action == "computed"][0] == 0
+    assert next(r.index for r in rows if r.action == "computed") == 0
