@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .bar import Bar
 from .enable import accelerated
 from .inputs import BadInput, Request, arguments, generator, strength_of
 from .load import Model, first_line
@@ -22,7 +23,6 @@ from .metrics import WINDOW, psnr, ssim
 from .outcome import Outcome, Sample
 from .patch import PatchStack
 from .plan import Plan
-from .bar import Bar
 from .step import Run
 
 CHECKER = "accel.pipelines.tiny.checker"
