@@ -42,6 +42,10 @@ class Streams:
             )
         return found
 
+    def ended(self, value: Any, stream: str) -> bool:
+        """Whether a block that returned `value` ends `stream`, as last blocks do with the text."""
+        return len(self.spec.returns) > 1 and value[self.spec.returns.index(stream)] is None
+
     def through(
         self,
         args: tuple[Any, ...],
@@ -85,8 +89,11 @@ class Streams:
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], value: Any, rows: torch.Tensor
     ) -> Any:
         """What the block would have returned: `value` at `rows`, elsewhere what came in."""
-        found = {}
+        found: dict[str, torch.Tensor | None] = {}
         for stream in self.spec.returns:
+            if self.ended(value, stream):
+                found[stream] = None
+                continue
             whole = self.read(args, kwargs, stream).clone()
             found[stream] = whole.index_copy_(0, rows, self.pick(value, stream))
         return self.through(args, kwargs, found)

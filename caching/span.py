@@ -193,7 +193,11 @@ class Span:
             found[stream] = after
         if not skipping:
             return value
-        others = {s: streams.pick(value, s) for s in streams.names if s not in found}
+        others = {
+            stream: None if streams.ended(value, stream) else streams.pick(value, stream)
+            for stream in streams.names
+            if stream not in found
+        }
         return streams.through(args, kwargs, {**others, **found})
 
     def stand_in(self, part: State, stream: str, index: int) -> Tensor:
