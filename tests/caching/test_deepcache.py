@@ -54,6 +54,11 @@ def test_listed_steps_are_iterations_also_where_timesteps_repeat(scheduler):
     assert len(counts) == {"ddim": 5, "pndm": 6, "heun": 9}[scheduler]
 
 
+def width(resnet):
+    """Channels that a layer hands on; spatio-temporal ones hold two ResNets."""
+    return getattr(resnet, "spatial_res_block", resnet).out_channels
+
+
 def recorded(pipe, name, branch, **arguments):
     """Inputs and output of each U-Net call, and the hidden state that entered the branch."""
     calls, entered = [], {}
@@ -70,12 +75,15 @@ def recorded(pipe, name, branch, **arguments):
     ]
     residual_channels = [pipe.unet.conv_in.out_channels]
     for block in pipe.unet.down_blocks:
-        residual_channels += [r.out_channels for r in block.resnets]
+        residual_channels += [width(r) for r in block.resnets]
         residual_channels += [d.out_channels for d in block.downsamplers or []]
     first = up_layers(pipe.unet)[entry(pipe.unet, branch)][0]
     cut = residual_channels[branch]
     hook = first.register_forward_pre_hook(
-        lambda _, args: entered.update({len(calls) - 1: args[0][:, :-cut].clone()})
+        lambda _, args, kw: entered.update(
+            {len(calls) - 1: (args[0] if args else kw["input_tensor"])[:, :-cut].clone()}
+        ),
+        with_kwargs=True,
     )
     call(pipe, name, **arguments)
     for each in (*hooks, hook):
@@ -89,7 +97,11 @@ def recorded(pipe, name, branch, **arguments):
         *(("sd", b) for b in (0, 1, 2, 3, 5, 8, 11)),
         *(("sdxl", b) for b in (0, 1, 2, 4, 6, 8)),
         *(("sd_controlnet", b) for b in (0, 1, 3, 10)),
+        *(("svd", b) for b in (0, 1, 3)),
+        *(("animatediff", b) for b in (0, 1, 4)),
         ("sd_img2img", 1),
+        ("sd_controlnet_img2img", 1),
+        ("sdxl_controlnet", 2),
     ],
 )
 @torch.no_grad()
