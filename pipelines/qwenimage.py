@@ -3,8 +3,9 @@
 from dataclasses import replace
 
 from accel.family import Blocks, Family
+from accel.plan import Plan, as_method
 
-from .published import image_balanced, image_fast
+from .published import OF_FLUX, image_balanced, image_fast
 
 BLOCKS = Blocks(
     "transformer_blocks",
@@ -33,10 +34,18 @@ FAMILY = Family(
     recipes={"balanced": image_balanced, "fast": image_fast},
 )
 
+
+def together() -> Plan:
+    """FirstBlockCache at ParaAttention's threshold for FLUX.1-dev; samples decide together."""
+    method = as_method("FirstBlockCache", threshold=0.08, per_sample=False)
+    return Plan((method,), "balanced", OF_FLUX)
+
+
 # the time embedding holds the batch twice, once at time 0 for the pictures to be edited
 ZERO_TIME = replace(
     FAMILY,
     name="qwenimage_edit",
     config={"zero_cond_t": True},
     blocks=(replace(BLOCKS, batched=None),),
+    recipes={"balanced": together, "fast": image_fast},
 )
