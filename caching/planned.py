@@ -53,12 +53,12 @@ class Planned(Method):
 
     def __post_init__(self) -> None:
         nodes = list(self.nodes)
-        rising = bool(nodes) and nodes[0] == 0 and nodes == sorted(set(nodes))
+        rising = not nodes or (nodes[0] == 0 and nodes == sorted(set(nodes)))
         check_fields(
             self,
             nodes=(
-                rising and nodes[-1] < self.steps,
-                "rising step numbers that begin with 0, from `accel calibrate --for planned`",
+                rising and (not nodes or nodes[-1] < self.steps),
+                "rising step numbers that begin with 0 and are below `steps`",
             ),
             weights=(
                 len(self.weights) in (0, len(nodes)),
@@ -92,6 +92,11 @@ class Planned(Method):
         )
 
     def install(self, site: Site) -> None:
+        if not self.nodes:
+            raise ValueError(
+                "Planned has no nodes: a plan is fitted to a model, and made by `accel calibrate "
+                "--for planned --out plan.json`; then enable Plan.load('plan.json')"
+            )
         Stepper(self, site).install()
 
 

@@ -86,8 +86,12 @@ def test_one_prompt_and_few_samples_still_give_a_plan():
 
 
 def test_without_nodes_the_command_is_named():
+    pipe = make("sd")
     with pytest.raises(ValueError, match="accel calibrate --for planned"):
-        Planned()
+        pipe.enable_acceleration(Planned())
+    assert not pipe.acceleration
+    with pytest.raises(ValueError, match=r"Planned\.nodes must be rising"):
+        Planned(nodes=(1, 2))
 
 
 def test_other_step_counts_take_the_nearest_levels():
