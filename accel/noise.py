@@ -68,7 +68,7 @@ def is_flow(scheduler: Any) -> bool:
     """Whether the noise levels of `scheduler` are those of a flow, in [0, 1]."""
     config = getattr(scheduler, "config", {})
     return (
-        "FlowMatch" in type(scheduler).__name__
+        any("FlowMatch" in kind.__name__ for kind in type(scheduler).__mro__)
         or bool(config.get("use_flow_sigmas"))
         or config.get("prediction_type") == "flow_prediction"
     )
