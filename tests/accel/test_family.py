@@ -118,6 +118,32 @@ def test_a_value_of_an_unknown_kind_is_refused():
         select_rows(find_family("wan"), denoiser, args, strange, torch.tensor([0]))
 
 
+def test_entries_of_one_sample_stay_together():
+    denoiser, args, kwargs, _ = first_call("animatediff")
+    family, text = find_family("animatediff"), kwargs["encoder_hidden_states"]
+    frames = len(text) // len(args[0])
+    chosen = select_rows(family, denoiser, args, kwargs, torch.tensor([2, 0]))
+    assert frames == 3 and len(chosen["sample"]) == 2
+    wanted = torch.cat([text[6:9], text[:3]])
+    assert torch.equal(chosen["encoder_hidden_states"], wanted)
+    with pytest.raises(ValueError, match=r"encoder_hidden_states' has 11 entries .* 4 samples"):
+        cut = {**kwargs, "encoder_hidden_states": text[:-1]}
+        select_rows(family, denoiser, args, cut, torch.tensor([0]))
+
+
+def test_lists_with_one_entry_per_sample_are_cut():
+    denoiser, args, kwargs, _ = first_call("qwenimage")
+    shapes = [[(1, 4, 4)], [(1, 4, 4), (1, 2, 2)]]
+    chosen = select_rows(
+        find_family("qwenimage"),
+        denoiser,
+        args,
+        {**kwargs, "img_shapes": shapes},
+        torch.tensor([1]),
+    )
+    assert chosen["img_shapes"] == shapes[1:]
+
+
 def test_residuals_in_lists_and_conditions_in_dicts_are_cut_too():
     denoiser, args, kwargs, _ = first_call("sd_controlnet")
     chosen = select_rows(find_family("sd"), denoiser, args, kwargs, torch.tensor([0, 1]))

@@ -53,6 +53,23 @@ def test_parameters_stand_in_where_values_decide():
     assert work.share(["second"]) == pytest.approx(18 / 58)
 
 
+class Measures(Two):
+    """Reads lengths from a mask, and multiplies by it."""
+
+    def forward(self, x, mask):
+        longest = max(mask.sum(1).tolist())
+        return super().forward(x[:, :longest] * mask[:, :longest, None])
+
+
+def test_masks_keep_the_values_that_models_read_lengths_from():
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0]])
+    args, kwargs = shapes_of(((torch.ones(2, 4, 4),), {"mask": mask}))
+    assert args[0].is_meta and torch.equal(kwargs["mask"], mask)
+    assert kwargs["mask"].data_ptr() != mask.data_ptr()
+    work = count_flops(Measures(), args, kwargs)
+    assert work.basis == "flops" and work.modules["first"] == 2 * 2 * 3 * 4 * 8
+
+
 def test_a_model_without_work_leaves_nothing():
     assert Work(0, {}, "flops").share(["x"]) == 1
 
