@@ -45,10 +45,11 @@ BLOCKS = (  # of every other family whose blocks are described
     "flux_controlnet",
 )
 SPECIAL = ("ltx2", "hunyuan_video_i2v", "qwenimage_edit", "sd3_controlnet")
-UNETS = (
+PICTURES = (
     *("sd", "sd_img2img", "sd_controlnet", "sd_controlnet_img2img"),
-    *("sdxl", "sdxl_img2img", "sdxl_controlnet", "svd", "animatediff"),
+    *("sdxl", "sdxl_img2img", "sdxl_controlnet"),
 )
+UNETS = (*PICTURES, "svd", "animatediff")
 
 
 @dataclass(frozen=True)
@@ -219,9 +220,10 @@ ROWS = (
         ("wan", "cogvideox"),
         frozen="rounding",
     ),
-    Row(DeepCache(interval=2, branch=1), DeepCache(interval=1), UNETS, ("sd", "sdxl")),
+    Row(DeepCache(interval=2, branch=1), DeepCache(interval=1), PICTURES, ("sd", "sdxl")),
     Row(DeepCache(2, branch=2, power=1.5), DeepCache(1, power=1.5), ("sd",), ("sdxl",)),
-    Row(DeepCache(steps=(0, 3), branch=4), DeepCache(steps=(0, 1, 2, 3, 4)), UNETS, ("sd",)),
+    Row(DeepCache(steps=(0, 3), branch=4), DeepCache(steps=(0, 1, 2, 3, 4)), PICTURES, ("sd",)),
+    Row(DeepCache(steps=(0, 3)), DeepCache(interval=1), ("svd", "animatediff"), ()),
     Row(
         PAB(full=3, cross=2, feed_forward=2, window=(0.0, 1.0)),
         PAB(full=1, cross=1),
