@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import abc
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 
 from .enable import accelerated
 from .fingerprint import fingerprint
 from .method import Method, Site
 from .plan import Plan
 from .registry import find_method, methods
+from .step import Run
 
 
 @dataclass(frozen=True)
@@ -46,16 +47,45 @@ class Calibrated(Protocol):
         ...
 
 
+@runtime_checkable
+class Searched(Protocol):
+    """A method whose fields are found by running the pipeline in other ways besides."""
+
+    def search(
+        self,
+        pipe: Any,
+        run: Callable[[int], Any],
+        samples: int,
+        budget: int,
+        moves: int,
+        progress: Callable[[], None],
+    ) -> Method:
+        """The method, found on `samples` runs, that computes `budget` steps."""
+        ...
+
+
+EFFORTS = {"normal": 0, "high": 12}
+"""How many changes of a plan are tried."""
+
+
 def calibratable() -> list[str]:
     """Names of the methods that can be calibrated."""
-    return [name for name, kind in methods().items() if hasattr(kind, "recording")]
+    return [
+        name
+        for name, kind in methods().items()
+        if hasattr(kind, "recording") or hasattr(kind, "search")
+    ]
 
 
 def calibrate(
     pipe: Any,
     prompts: Iterable[str],
-    for_: str | Method = "teacache",
+    method: str | Method = "planned",
     *,
+    steps: int = 50,
+    budget: int | None = None,
+    speedup: float | None = None,
+    effort: str = "normal",
     seed: int = 0,
     progress: bool = True,
     **call: Any,
@@ -63,43 +93,84 @@ def calibrate(
     """Run `pipe` in full on some prompts, and fit a method to what it did.
 
     Args:
-        prompts: one run each; what is fitted is an average over them.
-        for_: name of a method, or a method whose other fields are to be kept.
+        prompts: one run each; what is fitted serves them all.
+        method: name of a method, or a method whose other fields are to be kept.
+        steps: of a run.
+        budget: for "planned", steps of a run that are computed.
+        speedup: instead of `budget`, how many times fewer.
+        effort: for "planned", "normal" (one fit) or "high" (changes of the plan are tried too).
         seed: of the first run's noise; the next runs take the next seeds.
-        progress: show a bar on stderr, one step for each run.
-        call: arguments of the pipeline's call, such as num_inference_steps.
+        progress: show a bar on stderr.
+        call: other arguments of the pipeline's call, such as guidance_scale.
 
     Returns:
         A plan with the fitted method, and what it was made for: model, scheduler, steps, guidance.
 
     Raises:
-        ValueError: a method that needs no calibration, no prompts, or a model it does not work on.
+        ValueError: a method that needs no calibration, no prompts, a budget that is missing or out
+            of place, or a model the method does not work on.
     """
-    method = find_method(for_)() if isinstance(for_, str) else for_
-    if not isinstance(method, Calibrated):
-        raise ValueError(
-            f"{type(method).__name__} is not calibrated; these are: {', '.join(calibratable())}"
-        )
+    steps = call.pop("num_inference_steps", steps)
+    wanted = find_method(method)() if isinstance(method, str) else method
+    name = type(wanted).__name__
+    if not isinstance(wanted, Calibrated | Searched):
+        raise ValueError(f"{name} is not calibrated; these are: {', '.join(calibratable())}")
     texts = list(prompts)
     if not texts:
         raise ValueError("calibration needs at least one prompt")
-    recording, found = method.recording(), {}
+    if effort not in EFFORTS:
+        raise ValueError(f"effort must be one of {', '.join(EFFORTS)}, got {effort!r}")
+    computed = _budget(wanted, steps, budget, speedup)
     known = inspect.signature(type(pipe).__call__).parameters
-    options = {"output_type": "latent"} if "output_type" in known else {}
+    options: dict[str, Any] = {"output_type": "latent"} if "output_type" in known else {}
+    options |= {"num_inference_steps": steps, **call}
+    found: dict[str, str | int | float] = {}
     shown = dict(getattr(pipe, "_progress_bar_config", {}))
-    with accelerated(pipe, recording) as state:
-        state._site.clock.on_begin.append(lambda run: found.update(fingerprint(pipe, run)))
-        pipe.set_progress_bar_config(**{**shown, "disable": True})
-        try:
-            for i, text in enumerate(_bar(texts, type(method).__name__, progress)):
-                generator = torch.Generator("cpu").manual_seed(seed + i)
-                pipe(prompt=text, generator=generator, **{**options, **call})
-        finally:
-            pipe._progress_bar_config = shown
+    bar = Progress(console=Console(stderr=True), disable=not progress)
+    moves = EFFORTS[effort]
+    # the schedules predicted best, their moves, and a last fit on all samples
+    task = bar.add_task(f"calibrating {name}", total=len(texts) + (moves and moves + 6))
+
+    def run(i: int) -> Any:
+        generator = torch.Generator("cpu").manual_seed(seed + i)
+        return pipe(prompt=texts[i], generator=generator, **options)
+
+    def watched(recording: Recording) -> None:
+        with accelerated(pipe, recording) as state:
+            state._site.clock.on_begin.append(lambda r: found.update(fingerprint(pipe, r)))
+            for i in range(len(texts)):
+                run(i)
+                bar.advance(task)
+
+    pipe.set_progress_bar_config(**{**shown, "disable": True})
+    try:
+        with bar:
+            if isinstance(wanted, Searched):
+                fitted = wanted.search(
+                    pipe, run, len(texts), computed, moves, lambda: bar.advance(task)
+                )
+                found |= fingerprint(pipe, Run(None, None, total=steps))
+            else:
+                recording = wanted.recording()
+                watched(recording)
+                fitted = recording.fit()
+    finally:
+        pipe._progress_bar_config = shown
     note = f"calibrated on {len(texts)} sample{'s' if len(texts) > 1 else ''}"
-    return Plan((recording.fit(),), note=note, fingerprint=found)
+    return Plan((fitted,), note=note, fingerprint=found)
 
 
-def _bar(texts: list[str], name: str, progress: bool) -> Iterable[str]:
-    console = Console(stderr=True)
-    return track(texts, f"calibrating {name}", console=console, disable=not progress)
+def _budget(method: Any, steps: int, budget: int | None, speedup: float | None) -> int:
+    """Computed steps; 0 for a method that has no say in it."""
+    name = type(method).__name__
+    if not isinstance(method, Searched):
+        if budget is not None or speedup is not None:
+            raise ValueError(f"{name} takes no budget and no speedup: set its fields instead")
+        return 0
+    if (budget is None) == (speedup is None):
+        raise ValueError(
+            f"{name} needs either budget (computed steps, such as 12 of 50) or speedup (such as 4)"
+        )
+    if speedup is not None and not speedup > 1:
+        raise ValueError(f"speedup must be above 1, got {speedup}")
+    return budget if budget is not None else max(1, round(steps / (speedup or 1)))

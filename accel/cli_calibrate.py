@@ -24,9 +24,18 @@ def calibrate_command(
     for_: Annotated[
         str,
         typer.Option(
-            "--for", help="The method to fit, teacache or magcache, or Name:field=value,…"
+            "--for", help="The method to fit: planned, teacache or magcache, or Name:field=value,…"
         ),
-    ],
+    ] = "planned",
+    budget: Annotated[
+        int | None, typer.Option(min=1, help="For planned: steps that are computed.")
+    ] = None,
+    speedup: Annotated[
+        float | None, typer.Option(help="For planned, instead of --budget: times fewer steps.")
+    ] = None,
+    effort: Annotated[
+        str, typer.Option(help="For planned: normal, or high (changes of the plan are tried).")
+    ] = "normal",
     model: Annotated[
         str | None,
         typer.Option(
@@ -73,12 +82,13 @@ def calibrate_command(
     texts = list(itertools.islice(itertools.cycle(texts), samples or len(texts)))
     request = Request(texts[0], steps, guidance, seed, None, frames, height, width)
     call: dict[str, Any] = arguments(opened.pipe, opened.defaults, request)
-    for name in ("prompt", "output_type"):
+    for name in ("prompt", "output_type", "num_inference_steps"):
         call.pop(name, None)
+    wanted: dict[str, Any] = {"steps": steps, "budget": budget, "speedup": speedup}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         try:
-            plan = calibrate(opened.pipe, texts, method, seed=seed, **call)
+            plan = calibrate(opened.pipe, texts, method, seed=seed, effort=effort, **wanted, **call)
         except ValueError as error:
             raise BadInput(f"--for {for_}: {first_line(error)}") from error
     plan.save(out)

@@ -16,8 +16,10 @@ from accel.step import Run
 
 from .carriers import Output
 from .forecasters import hold
+from .planning.planner import search
 from .planning.response import response
 from .planning.rule import Rule, extrapolated
+from .planning.walk import Walker, replaced
 from .policies import Listed, explain_schedule
 from .state import Cache
 
@@ -27,7 +29,7 @@ class Planned(Method):
     """Compute the steps of a plan, and join them by a multistep rule fitted to this model.
 
     Made by `accel calibrate --for planned`, which runs a few full samples, or by
-    `accel.calibrate(pipe, prompts, for_="planned", budget=12)`.
+    `accel.calibrate(pipe, prompts, budget=12)`.
 
     Attributes:
         nodes: computed steps of `steps`; must begin with 0.
@@ -90,6 +92,31 @@ class Planned(Method):
         return explain_schedule(
             Listed(self.nodes), steps, "the others are one linear combination of what is kept"
         )
+
+    def search(
+        self,
+        pipe: Any,
+        run: Callable[[int], Any],
+        samples: int,
+        budget: int,
+        moves: int,
+        progress: Callable[[], None],
+    ) -> Planned:
+        """A plan of `budget` computed steps for `pipe`.
+
+        Args:
+            run: runs calibration sample i.
+            moves: shifts of single nodes that are tried, each as long as `budget` steps of every
+                sample.
+            progress: called after every full run, and every plan tried.
+        """
+        with Walker(pipe, run, samples) as walker:
+            walker.record(progress)
+            found = search(walker, budget, moves, progress=progress)
+            levels = [s for s in walker.sigmas if s is not None]
+            steps = walker.response.steps
+        sigmas = tuple(levels) if len(levels) == steps else ()
+        return Planned(found.nodes, steps, found.weights, sigmas=sigmas)
 
     def install(self, site: Site) -> None:
         if not self.nodes:
@@ -165,11 +192,3 @@ def advance(rule: Rule, index: int, sample: Tensor, outputs: list[Tensor]) -> Te
         if weight:
             total.add_(output, alpha=float(weight))
     return total.to(sample.dtype)
-
-
-def replaced(result: Any, state: Tensor) -> Any:
-    """What a scheduler's step returned, with another next state."""
-    if isinstance(result, tuple):
-        return (state, *result[1:])
-    result.prev_sample = state
-    return result

@@ -90,26 +90,28 @@ def search(
     budget: int,
     moves: int = 0,
     history: int = HISTORY,
-    generator: np.random.Generator | None = None,
-    progress: Callable[[str], None] = lambda said: None,
+    progress: Callable[[], None] = lambda: None,
 ) -> Fitted:
-    """The best schedule on the held-out half of the samples, refitted on all of them.
+    """A plan of `budget` computed steps.
 
-    Args:
-        moves: shifts of single nodes that are tried, each fitted and measured.
+    Without moves: the schedule predicted best, fitted once on all samples. With moves: the
+    schedules predicted best, and `moves` shifts of single nodes from there, each fitted on half of
+    the samples and measured on the other half; the best of them is refitted on all.
     """
-    samples = len(walker.first)
-    fitting, held = list(range(0, samples, 2)), list(range(1, samples, 2)) or [0]
+    samples, schedules = len(walker.first), candidates(walker, budget)
+    if not moves or samples < 2:
+        return fit(walker, schedules[0].nodes, range(samples), history)
+    fitting, held = list(range(0, samples, 2)), list(range(1, samples, 2))
     tried: dict[tuple[int, ...], Fitted] = {}
 
     def measure(nodes: tuple[int, ...]) -> float:
         if nodes not in tried:
             tried[nodes] = fit(walker, nodes, fitting, history)
-            progress(f"{tried[nodes].decibels(held):.2f} dB held out: {nodes}")
+            progress()
         return tried[nodes].decibels(held)
 
-    best = max((c.nodes for c in candidates(walker, budget)), key=measure)
-    rng = generator or np.random.default_rng(0)
+    best = max((c.nodes for c in schedules), key=measure)
+    rng = np.random.default_rng(0)
     for _ in range(moves):
         options = [n for n in neighbours(best, walker.response.steps) if n not in tried]
         if not options:

@@ -91,8 +91,6 @@ class Probing(Method):
         return "probes"
 
     def install(self, site: Site) -> None:
-        from accel.caching.planned import replaced
-
         def step(call: Callable[..., Any], output: Tensor, t: Any, sample: Tensor, **rest: Any):
             assert site.clock.run is not None
             if site.clock.run.index == self.index:
@@ -116,6 +114,14 @@ class Probing(Method):
             return torch.utils._pytree.tree_map(_copied, kept)
 
         return evaluate
+
+
+def replaced(result: Any, state: Tensor) -> Any:
+    """What a scheduler's step returned, with another next state."""
+    if isinstance(result, tuple):
+        return (state, *result[1:])
+    result.prev_sample = state
+    return result
 
 
 def _copied(value: Any) -> Any:
@@ -144,7 +150,7 @@ class Walker:
     def __exit__(self, *exception: Any) -> None:
         self._folder.cleanup()
 
-    def record(self, progress: Callable[[int], Any] = lambda done: None) -> None:
+    def record(self, progress: Callable[[], None] = lambda: None) -> None:
         """Run every chunk in full."""
         kept, firsts = [], []
         for chunk in range(self.chunks):
@@ -166,7 +172,7 @@ class Walker:
             self._first.append(recording.first)
             self._sizes.append(outputs.shape[1])
             self.evaluations += outputs.shape[0] * outputs.shape[1]
-            progress(outputs.shape[1])
+            progress()
         self._states, self.first = kept, torch.cat(firsts)
 
     def state(self, index: int) -> Tensor:

@@ -130,3 +130,34 @@ def test_what_cannot_be_calibrated_is_named():
         accel.calibrate(pipe, PROMPTS[:1], "teacache", progress=False, **settings("wan", 3))
     with pytest.raises(ValueError, match="unknown method 'teacash'; did you mean TeaCache"):
         accel.calibrate(pipe, PROMPTS, "teacash")
+
+
+def test_a_plan_is_made_for_a_budget_or_a_speed_up():
+    pipe, prompts = make("sd"), [*PROMPTS, "a green triangle", "a pink circle"]
+    arguments = {"progress": False, **TINY["sd"].call}
+    plan = accel.calibrate(pipe, prompts, steps=8, budget=4, **arguments)
+    (method,) = plan.methods
+    assert len(method.nodes) == len(method.weights) == 4 and method.steps == 8
+    assert plan.fingerprint["steps"] == 8 and not pipe.acceleration
+    same = accel.calibrate(pipe, prompts, steps=8, speedup=2, **arguments)
+    assert same == plan
+    pipe.enable_acceleration(plan)
+    call(pipe, "sd", steps=8)
+    assert pipe.acceleration.report().computed_fraction == pytest.approx(0.5)
+    tried = accel.calibrate(pipe, prompts, steps=8, budget=4, effort="high", **arguments)
+    assert len(tried.methods[0].nodes) == 4
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({}, "needs either budget .* or speedup"),
+        ({"budget": 4, "speedup": 2.0}, "needs either budget .* or speedup"),
+        ({"speedup": 1.0}, "speedup must be above 1, got 1"),
+        ({"budget": 4, "effort": "hard"}, "effort must be one of normal, high, got 'hard'"),
+        ({"method": "teacache", "budget": 4}, "TeaCache takes no budget"),
+    ],
+)
+def test_a_budget_that_is_missing_or_out_of_place_is_told(how, said):
+    with pytest.raises(ValueError, match=said):
+        accel.calibrate(make("wan"), PROMPTS, **how)
