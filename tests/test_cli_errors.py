@@ -147,5 +147,5 @@ def test_unknown_command():
 
 
 def test_unknown_names_in_methods():
-    assert "did you mean DeepCache?" in refused("methods", "DeepCach")
+    assert "did you mean DeepCache" in refused("methods", "DeepCach")
     assert "unknown family 'unet'" in refused("methods", "--family", "unet")

@@ -8,7 +8,7 @@ import accel
 from accel.caching import FirstBlockCache, TaylorSeer
 from tests.probes import Watch
 from tests.tiny_pipelines import PROMPT, make
-from tests.tiny_pipelines.wan import embeddings
+from tests.tiny_pipelines.text import embeddings
 
 
 def modular():

@@ -253,7 +253,7 @@ ROWS = (
         frozen="rounding",
     ),
     Row(
-        DiCache(0.5, retention=0.2),
+        DiCache(0.9, retention=0.2),
         DiCache(0),
         ("wan_i2v", "flux", "cogvideox"),
         ("wan", "ltx"),

@@ -167,8 +167,9 @@ def call(
         "return_dict": False,
     }
     known = inspect.signature(type(pipe).__call__).parameters
+    anything = any(p.kind is p.VAR_KEYWORD for p in known.values())
     for texts in ("prompt", "negative_prompt"):  # pipelines of classes or pictures have none
-        if texts not in known:
+        if texts not in known and not anything:
             del arguments[texts]
     if tiny.encode is not None:
         arguments |= tiny.encode(pipe, prompts, arguments.get("negative_prompt"))
