@@ -41,6 +41,10 @@ def build_tokenizer() -> CLIPTokenizer:
     )
     bpe.train_from_iterator([words], trainer)
     vocabulary = bpe.get_vocab()
+    # the trainer numbers these in another order each time; the shipped weights know this one
+    final = [token for token in vocabulary if len(token) == len("x</w>") and token[1:] == "</w>"]
+    numbers = sorted(vocabulary[token] for token in final)
+    vocabulary |= dict(zip(sorted(final, reverse=True), numbers, strict=True))
     for letter in sorted(pre_tokenizers.ByteLevel.alphabet()):
         vocabulary.setdefault(letter + "</w>", len(vocabulary))
     return CLIPTokenizer(vocab=vocabulary, merges=_merges(bpe), model_max_length=TOKENS)

@@ -120,15 +120,14 @@ def _tokens(tokenizer, captions: list[str]) -> Tensor:
 @app.command()
 def denoiser(
     folder: Folder,
-    samples: Annotated[int, typer.Option(help="Latents to train on, repeats counted.")] = 120_000,
+    samples: Annotated[int, typer.Option(help="Latents to train on, repeats counted.")] = 270_000,
     pictures: Annotated[int, typer.Option(help="Different pictures among them.")] = 24_576,
     batch: Annotated[int, typer.Option(help="Latents in a batch.")] = 16,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
     bf16: Annotated[bool, typer.Option(help="Compute in bfloat16.")] = True,
     shift: Annotated[float, typer.Option(help="Above 1, times lean towards noise.")] = 2.0,
     emphasis: Annotated[float, typer.Option(help="Weight of shapes and their edges.")] = 1.0,
-    contrast: Annotated[float, typer.Option(help="Weight of captions with wrong shapes.")] = 0.0,
-    ema: Annotated[float, typer.Option(help="Decay of the averaged weights.")] = 0.99,
+    ema: Annotated[float, typer.Option(help="Decay of the averaged weights.")] = 0.998,
     muon: Annotated[float, typer.Option(help="Rate of hidden matrices, in units of lr.")] = 4.0,
     anneal: Annotated[bool, typer.Option(help="Let the rate fall over the last 40 %.")] = True,
     start: Annotated[Path | None, typer.Option(help="Pipeline to begin with.")] = None,
@@ -149,7 +148,6 @@ def denoiser(
         scheduler,
         shift=shift,
         emphasis=emphasis,
-        contrast=contrast,
     )
 
     def batches(seed: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from transformers import CLIPTokenizer
 from typer.testing import CliRunner
 
-from accel.pipelines.tiny import picture
+from accel.pipelines.tiny import path, picture
 from accel.pipelines.tiny.scenes import COLOURS, GROUNDS, SHAPES
 from accel.pipelines.tiny.train_picture import app, autoencoder_psnr, pictures_of
 
@@ -28,6 +28,15 @@ def test_every_caption_word_is_one_token() -> None:
     assert len(tokenizer.tokenize("Red CIRCLE")) == 2
     assert "".join(tokenizer.tokenize("zebra")).replace("</w>", "") == "zebra"
     assert tokenizer.unk_token_id not in tokenizer("größe 7!").input_ids[1:-1]
+
+
+def test_words_have_the_numbers_that_the_shipped_weights_know() -> None:
+    """Trained anew the vocabulary is the same, and the shipped tokenizer agrees with it."""
+    known = {"a": 265, "and": 306, "on": 295, "red": 299, "circle": 312, "teal": 302}
+    shipped = CLIPTokenizer.from_pretrained(path("shapes-t2i") / "tokenizer")
+    for tokenizer in (picture.build_tokenizer(), picture.build_tokenizer(), shipped):
+        found = tokenizer.get_vocab()
+        assert {word: found[f"{word}</w>"] for word in known} == known
 
 
 def test_standardised_latents_decode_to_the_same_pictures() -> None:
@@ -51,7 +60,7 @@ def test_commands_lead_to_a_pipeline_folder(tmp_path: Path) -> None:
     run, out = tmp_path / "run", tmp_path / "out"
     for command in (
         ["autoencoder", "--samples", "64", "--batch", "8"],
-        ["denoiser", "--samples", "32", "--batch", "8", "--pictures", "64", "--contrast", "0.4"],
+        ["denoiser", "--samples", "32", "--batch", "8", "--pictures", "64", "--emphasis", "2"],
         ["export", "--to", str(out)],
     ):
         result = CliRunner().invoke(app, [*command, "--folder", str(run)])
