@@ -1,6 +1,5 @@
 """The pipelines that every other test stands on: real, quick, repeatable, unshared."""
 
-
 import pytest
 import torch
 from diffusers import DiffusionPipeline
