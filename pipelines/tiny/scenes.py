@@ -15,6 +15,7 @@ objects; every other caption belongs to ``"train"``.
 
 from __future__ import annotations
 
+import itertools
 import re
 import zlib
 from dataclasses import dataclass
@@ -182,6 +183,19 @@ def sample_scene(rng: np.random.Generator, moving: bool = True, split: str = "tr
         ground = str(rng.choice(list(GROUNDS)))
         if split_of(describe(ground, shapes)) == split:
             return place(rng, Described(ground, shapes))
+
+
+def sample_scenes(
+    rng: np.random.Generator,
+    count: int,
+    moving: bool = True,
+    split: str = "train",
+    pairs: bool = False,
+) -> list[Scene]:
+    """``count`` scenes as :func:`sample_scene` draws them; with ``pairs`` those of two objects."""
+    drawn = (sample_scene(rng, moving, split) for _ in itertools.count())
+    wanted = (scene for scene in drawn if len(scene.objects) == 2 or not pairs)
+    return list(itertools.islice(wanted, count))
 
 
 def signed_distance(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.ndarray:

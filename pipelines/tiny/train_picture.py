@@ -26,15 +26,15 @@ from accel.pipelines.tiny import picture, write_manifest
 from accel.pipelines.tiny.loop import fit
 from accel.pipelines.tiny.muon import Muon, hidden_matrices
 from accel.pipelines.tiny.picture_loss import VelocityLoss
-from accel.pipelines.tiny.scenes import caption, render, sample_scene
+from accel.pipelines.tiny.scenes import caption, render, sample_scenes
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__.split("\n")[0])
 Folder = Annotated[Path, typer.Option(help="Where checkpoints, logs and latents are kept.")]
 
 
-def pictures_of(rng: np.random.Generator, count: int, split: str = "train"):
+def pictures_of(rng: np.random.Generator, count: int, split: str = "train", pairs: bool = False):
     """`count` fresh pictures (count, 3, 64, 64) in [-1, 1] and their captions."""
-    scenes = [sample_scene(rng, moving=False, split=split) for _ in range(count)]
+    scenes = sample_scenes(rng, count, moving=False, split=split, pairs=pairs)
     pixels = np.concatenate([render(scene, frames=1, size=picture.SIZE) for scene in scenes])
     return torch.from_numpy(pixels) * 2 - 1, [caption(scene) for scene in scenes]
 
@@ -94,15 +94,15 @@ def load_autoencoder(folder: Path) -> AutoencoderKL:
     return model.eval()
 
 
-def encoded_pictures(folder: Path, count: int) -> dict[str, Tensor]:
+def encoded_pictures(folder: Path, count: int, pairs: bool = False) -> dict[str, Tensor]:
     """`latents` (count, 4, 16, 16) and `tokens` (count, 32), made once and kept in the folder."""
-    path = folder / f"latents-{count}.safetensors"
+    path = folder / f"{'pairs' if pairs else 'latents'}-{count}.safetensors"
     if path.exists():
         return load_file(path)
     model, tokenizer = load_autoencoder(folder), picture.build_tokenizer()
-    latents, tokens, rng = [], [], np.random.default_rng(7)
+    latents, tokens, rng = [], [], np.random.default_rng(8 if pairs else 7)
     for _ in tqdm(range(0, count, 64), desc="encoding", mininterval=2.0):
-        pixels, captions = pictures_of(rng, 64)
+        pixels, captions = pictures_of(rng, 64, pairs=pairs)
         with torch.no_grad():
             latents.append(model.encode(pixels).latent_dist.mean.half())
         tokens.append(_tokens(tokenizer, captions))
@@ -122,6 +122,7 @@ def denoiser(
     folder: Folder,
     samples: Annotated[int, typer.Option(help="Latents to train on, repeats counted.")] = 270_000,
     pictures: Annotated[int, typer.Option(help="Different pictures among them.")] = 24_576,
+    pairs: Annotated[int, typer.Option(help="More pictures, of two objects each.")] = 0,
     batch: Annotated[int, typer.Option(help="Latents in a batch.")] = 16,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
     bf16: Annotated[bool, typer.Option(help="Compute in bfloat16.")] = True,
@@ -134,6 +135,9 @@ def denoiser(
 ) -> None:
     """Trains U-Net and text encoder to predict velocities, a tenth of the captions emptied."""
     data = encoded_pictures(folder, pictures)
+    if pairs:
+        more = encoded_pictures(folder, pairs, pairs=True)
+        data = {name: torch.cat([data[name], more[name]]) for name in data}
     torch.manual_seed(0)
     tokenizer, scheduler = picture.build_tokenizer(), picture.build_scheduler()
     unet, text_encoder = picture.build_unet(), picture.build_text_encoder(tokenizer)

@@ -10,7 +10,6 @@ writes the pipeline with the averaged weights in half precision.
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Iterator
 from functools import partial
@@ -33,7 +32,7 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 from . import write_manifest
 from .loop import SEGMENT, fit
 from .muon import Muon, hidden_matrices
-from .scenes import caption, render, sample_scene
+from .scenes import caption, render, sample_scenes
 from .train_autoencoder_video import latest
 from .words import TOKENS, tokenizer
 
@@ -123,9 +122,7 @@ def encode(
     std = torch.tensor(vae.config.latents_std, device=vae.device).view(shape)
     latents, captions = [], []
     for _ in range(0, count, 16):
-        drawn = (sample_scene(rng) for _ in itertools.count())
-        wanted = (scene for scene in drawn if len(scene.objects) == 2 or not pairs)
-        scenes = list(itertools.islice(wanted, 16))
+        scenes = sample_scenes(rng, 16, pairs=pairs)
         captions += [caption(scene) for scene in scenes]
         clip = torch.from_numpy(np.stack([render(scene) for scene in scenes])).transpose(1, 2)
         with torch.autocast(vae.device.type, torch.bfloat16):
