@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from . import catalogue, doctor, summary
 from .cli_calibrate import calibrate_command
+from .cli_options import Device, Dtype, Frames, Guidance, Height, ModelName, Offload, Width
 from .generate import RunFailed, generate
 from .inputs import BadInput, Request
 from .load import first_line, load
@@ -86,12 +87,7 @@ def root(
 @app.command("generate")
 def generate_command(
     prompt: Annotated[str, typer.Argument(help="What to make, in words.", show_default=False)],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="shapes-t2v, shapes-t2i, a folder, or a hub id.", show_default="shapes-t2v"
-        ),
-    ] = None,
+    model: ModelName = None,
     recipe: Annotated[
         str | None, typer.Option(help="Recipe of the model's family.", show_default="balanced")
     ] = None,
@@ -105,12 +101,12 @@ def generate_command(
         Path | None, typer.Option(help="Instead of a recipe: a saved plan (accel calibrate).")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is off.")] = None,
+    guidance: Guidance = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     image: Annotated[Path | None, typer.Option(help="Picture to start from.")] = None,
-    frames: Annotated[int | None, typer.Option(help="Frames of a video.")] = None,
-    height: Annotated[int | None, typer.Option(help="Height in pixels.")] = None,
-    width: Annotated[int | None, typer.Option(help="Width in pixels.")] = None,
+    frames: Frames = None,
+    height: Height = None,
+    width: Width = None,
     fps: Annotated[float | None, typer.Option(help="Frames a second of the files.")] = None,
     out: Annotated[
         Path, typer.Option(help="Folder for the files; those of an earlier run are replaced.")
@@ -121,13 +117,9 @@ def generate_command(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object and nothing else.")
     ] = False,
-    device: Annotated[str | None, typer.Option(help="cuda, cpu, …", show_default="auto")] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16.", show_default="auto")
-    ] = None,
-    offload: Annotated[
-        bool, typer.Option("--offload", help="Keep parts on the CPU while they do not run.")
-    ] = False,
+    device: Device = None,
+    dtype: Dtype = None,
+    offload: Offload = False,
 ) -> None:
     """Make a video or a picture, accelerated; with --compare also plain, side by side."""
     request = Request(prompt, steps, guidance, seed, image, frames, height, width)

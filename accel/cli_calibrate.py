@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from .calibration import calibrate
+from .cli_options import Device, Dtype, Frames, Guidance, Height, ModelName, Offload, Width
 from .inputs import BadInput, Request, arguments
 from .load import TINY, Model, first_line, load
 from .media import writable
@@ -36,12 +37,7 @@ def calibrate_command(
     effort: Annotated[
         str, typer.Option(help="For planned: normal, or high (changes of the plan are tried).")
     ] = "normal",
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="shapes-t2v, shapes-t2i, a folder, or a hub id.", show_default="shapes-t2v"
-        ),
-    ] = None,
+    model: ModelName = None,
     prompts: Annotated[
         Path | None,
         typer.Option(
@@ -52,19 +48,15 @@ def calibrate_command(
         int | None, typer.Option(min=1, help="Runs to record.", show_default="one a prompt")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is off.")] = None,
+    guidance: Guidance = None,
     seed: Annotated[int, typer.Option(help="Seed of the first run's noise.")] = 0,
-    frames: Annotated[int | None, typer.Option(help="Frames of a video.")] = None,
-    height: Annotated[int | None, typer.Option(help="Height in pixels.")] = None,
-    width: Annotated[int | None, typer.Option(help="Width in pixels.")] = None,
+    frames: Frames = None,
+    height: Height = None,
+    width: Width = None,
     out: Annotated[Path, typer.Option(help="File for the plan.")] = Path("plan.json"),
-    device: Annotated[str | None, typer.Option(help="cuda, cpu, …", show_default="auto")] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16.", show_default="auto")
-    ] = None,
-    offload: Annotated[
-        bool, typer.Option("--offload", help="Keep parts on the CPU while they do not run.")
-    ] = False,
+    device: Device = None,
+    dtype: Dtype = None,
+    offload: Offload = False,
 ) -> None:
     """Fit a method to a model: record full runs, and write a plan for `generate --plan`."""
     try:

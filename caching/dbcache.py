@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
-from accel.family import Family
-from accel.method import Method, Site, check_fields
+from accel.method import Site, check_fields
 
 from .adaptive import Threshold
 from .forecasters import taylor
-from .judge import ChangeJudge, ScheduleJudge, install_span
-from .policies import Bins, Listed, Policy, explain_schedule
+from .judge import ChangeJudge, ScheduleJudge, SpanCaching, install_span
+from .policies import Bins, Listed, Policy, begins_and_rises, explain_schedule
 from .span import Judge
 
 MASKS = {
@@ -24,7 +23,7 @@ MASKS = {
 
 
 @dataclass(frozen=True)
-class DBCache(Method):
+class DBCache(SpanCaching):
     """Run the first `front` blocks; while what they add is steady, forecast the middle ones.
 
     Attributes:
@@ -55,15 +54,7 @@ class DBCache(Method):
     steps: tuple[int, ...] | None = None
     per_sample: bool = True
 
-    level: ClassVar[str] = "blocks"
-    kinds: ClassVar[tuple[str, ...]] = ("transformer",)
-    claims: ClassVar[str] = "caching"
-
     def __post_init__(self) -> None:
-        listed = self.steps
-        rising = listed is None or (
-            len(listed) > 0 and listed[0] == 0 and list(listed) == sorted(set(listed))
-        )
         check_fields(
             self,
             threshold=(self.threshold >= 0, "0 or more"),
@@ -75,7 +66,7 @@ class DBCache(Method):
             most=(self.most is None or self.most >= 0, "0 or more, or None"),
             mask=(self.mask is None or self.mask in MASKS, f"one of {', '.join(MASKS)}, or None"),
             steps=(
-                rising and not (listed is not None and self.mask is not None),
+                begins_and_rises(self.steps) and (self.steps is None or self.mask is None),
                 "rising step numbers that begin with 0, and without mask",
             ),
         )
@@ -86,9 +77,6 @@ class DBCache(Method):
         if self.steps is not None:
             return Listed(self.steps)
         return None if self.mask is None else Bins(*MASKS[self.mask])
-
-    def supports(self, family: Family) -> bool:
-        return bool(family.blocks)
 
     def expect(self, site: Site, steps: int) -> str:
         kept = f"keeps {self.order + (2 if self.policy is None else 1)} hidden states per branch"

@@ -9,7 +9,7 @@ from typing import ClassVar
 from accel.method import Method, Site, check_fields
 
 from .forecasters import hold
-from .policies import Interval, Listed, Policy, Power, explain_schedule
+from .policies import Interval, Listed, Policy, Power, begins_and_rises, explain_schedule
 from .state import Cache
 from .unet_branch import UNetBranch
 
@@ -41,16 +41,12 @@ class DeepCache(Method):
     claims: ClassVar[str] = "caching"
 
     def __post_init__(self) -> None:
-        listed = self.steps
-        rising = listed is None or (
-            len(listed) > 0 and listed[0] == 0 and list(listed) == sorted(set(listed))
-        )
         check_fields(
             self,
             interval=(self.interval >= 1, "at least 1"),
             branch=(self.branch >= 0, "0 or more"),
             power=(1 <= self.power < math.inf, "1 or more"),
-            steps=(rising, "rising step numbers that begin with 0"),
+            steps=(begins_and_rises(self.steps), "rising step numbers that begin with 0"),
         )
 
     @property

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from accel.family import Family
-from accel.method import Method, Site, check_fields
+from accel.method import Site, check_fields
 
 from .adaptive import Threshold, of_part, relative
 from .forecasters import hold
-from .judge import ChangeJudge, install_span
+from .judge import ChangeJudge, SpanCaching, install_span
 from .span import Entry, Span
 from .state import State
 
@@ -22,7 +21,7 @@ PROBE, GAMMA = "probe", "gamma"
 
 
 @dataclass(frozen=True)
-class DiCache(Method):
+class DiCache(SpanCaching):
     """Run the first blocks; while their output is steady, extend the residual of the whole stack.
 
     Relative changes of the probe, which is the output of the first `front` blocks, add up from
@@ -53,10 +52,6 @@ class DiCache(Method):
     reach: float = 1.5
     per_sample: bool = True
 
-    level: ClassVar[str] = "blocks"
-    kinds: ClassVar[tuple[str, ...]] = ("transformer",)
-    claims: ClassVar[str] = "caching"
-
     def __post_init__(self) -> None:
         check_fields(
             self,
@@ -67,9 +62,6 @@ class DiCache(Method):
             tail=(self.tail >= 0, "0 or more"),
             reach=(self.reach >= 1, "at least 1"),
         )
-
-    def supports(self, family: Family) -> bool:
-        return bool(family.blocks)
 
     def expect(self, site: Site, steps: int) -> str:
         return (

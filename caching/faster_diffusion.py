@@ -9,7 +9,7 @@ from accel.method import Method, Site, check_fields
 
 from .control_hold import ControlHold
 from .forecasters import hold
-from .policies import Interval, Listed, Policy, Stretched, explain_schedule
+from .policies import Interval, Listed, Policy, Stretched, begins_and_rises, explain_schedule
 from .prior_noise import PriorNoise
 from .state import Cache
 from .unet_encoder import Encoder, EncoderAhead
@@ -47,14 +47,10 @@ class FasterDiffusion(Method):
     claims: ClassVar[str] = "caching"
 
     def __post_init__(self) -> None:
-        listed = self.steps
-        rising = listed is None or (
-            len(listed) > 0 and listed[0] == 0 and list(listed) == sorted(set(listed))
-        )
         check_fields(
             self,
             interval=(self.interval is None or self.interval >= 1, "at least 1, or None"),
-            steps=(rising, "rising step numbers that begin with 0"),
+            steps=(begins_and_rises(self.steps), "rising step numbers that begin with 0"),
             decoder=(self.decoder in ("in turn", "batched"), "in turn or batched"),
             noise=(0 <= self.noise < 1, "from 0 to below 1"),
         )

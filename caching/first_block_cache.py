@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from accel.family import Family
-from accel.method import Method, Site, check_fields
+from accel.method import Site, check_fields
 
 from .adaptive import Threshold
 from .forecasters import hold
-from .judge import ChangeJudge, install_span
+from .judge import ChangeJudge, SpanCaching, install_span
 
 
 @dataclass(frozen=True)
-class FirstBlockCache(Method):
+class FirstBlockCache(SpanCaching):
     """Run the first block; if its residual changed little, reuse what the others added last time.
 
     Attributes:
@@ -30,15 +28,8 @@ class FirstBlockCache(Method):
     threshold: float = 0.08
     per_sample: bool = True
 
-    level: ClassVar[str] = "blocks"
-    kinds: ClassVar[tuple[str, ...]] = ("transformer",)
-    claims: ClassVar[str] = "caching"
-
     def __post_init__(self) -> None:
         check_fields(self, threshold=(self.threshold >= 0, "0 or more"))
-
-    def supports(self, family: Family) -> bool:
-        return bool(family.blocks)
 
     def expect(self, site: Site, steps: int) -> str:
         return (

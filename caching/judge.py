@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 from torch import Tensor
 
-from accel.method import Site
+from accel.family import Family
+from accel.method import Method, Site
 
 from .adaptive import Threshold, parts_of, read, refresh, relative, settle
 from .forecasters import Weights
@@ -90,6 +92,17 @@ class ScheduleJudge:
         due = self.policy(step.branch).computes(step.index - since, step.total - since)
         part.compute = state.compute = part.empty or due
         return ([part], []) if part.compute else ([], [part])
+
+
+class SpanCaching(Method):
+    """A method that leaves out a run of a transformer's blocks."""
+
+    level: ClassVar[str] = "blocks"
+    kinds: ClassVar[tuple[str, ...]] = ("transformer",)
+    claims: ClassVar[str] = "caching"
+
+    def supports(self, family: Family) -> bool:
+        return bool(family.blocks)
 
 
 def install_span(

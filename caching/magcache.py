@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar
 
-from accel.family import Family
-from accel.method import Method, Site, check_fields
+from accel.method import Site, check_fields
 
 from .calibrated import MagCacheRecording
 from .forecasters import hold
-from .judge import ScheduleJudge, install_span
+from .judge import ScheduleJudge, SpanCaching, install_span
 from .policies import explain_schedule
 
 
@@ -55,7 +53,7 @@ def _computed(policy: Magnitudes, total: int) -> frozenset[int]:
 
 
 @dataclass(frozen=True)
-class MagCache(Method):
+class MagCache(SpanCaching):
     """Skip the stack of blocks where calibration found its residual to change little.
 
     Attributes:
@@ -78,10 +76,6 @@ class MagCache(Method):
     threshold: float = 0.12
     longest: int = 3
     retention: float = 0.2
-
-    level: ClassVar[str] = "blocks"
-    kinds: ClassVar[tuple[str, ...]] = ("transformer",)
-    claims: ClassVar[str] = "caching"
 
     def __post_init__(self) -> None:
         check_fields(
@@ -113,9 +107,6 @@ class MagCache(Method):
     def recording(self) -> MagCacheRecording:
         """Records full runs, to take the ratios from."""
         return MagCacheRecording(self)
-
-    def supports(self, family: Family) -> bool:
-        return bool(family.blocks)
 
     def expect(self, site: Site, steps: int) -> str:
         kept = "on the others no block runs; keeps 1 hidden state per branch"

@@ -110,6 +110,11 @@ class Bins:
         return True
 
 
+def begins_and_rises(steps: Sequence[int] | None) -> bool:
+    """Whether listed steps, if any are, rise from 0 on."""
+    return steps is None or (bool(steps) and steps[0] == 0 and list(steps) == sorted(set(steps)))
+
+
 def schedule(policy: Policy, total: int) -> list[int]:
     """The steps that `policy` computes in a run of `total` steps."""
     return [i for i in range(total) if policy.computes(i, total)]

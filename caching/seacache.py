@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from accel.family import Family
-from accel.method import Method, Site, check_fields
+from accel.method import Site, check_fields
 from accel.noise import is_flow
 
 from .adaptive import Threshold
 from .forecasters import taylor
-from .judge import ChangeJudge, install_span
+from .judge import ChangeJudge, SpanCaching, install_span
 from .latents import grid_of
 from .span import Entry
 
 
 @dataclass(frozen=True)
-class SeaCache(Method):
+class SeaCache(SpanCaching):
     """Skip the stack of blocks while the denoised spectrum of the latents changes little.
 
     The latents are filtered as by Wiener, per axis with the gain a P / (a^2 P + g^2), where a and g
@@ -49,10 +48,6 @@ class SeaCache(Method):
     longest: int | None = 2
     per_sample: bool = True
 
-    level: ClassVar[str] = "blocks"
-    kinds: ClassVar[tuple[str, ...]] = ("transformer",)
-    claims: ClassVar[str] = "caching"
-
     def __post_init__(self) -> None:
         check_fields(
             self,
@@ -63,9 +58,6 @@ class SeaCache(Method):
             tail=(self.tail >= 0, "0 or more"),
             longest=(self.longest is None or self.longest >= 1, "at least 1, or None"),
         )
-
-    def supports(self, family: Family) -> bool:
-        return bool(family.blocks)
 
     def expect(self, site: Site, steps: int) -> str:
         return (

@@ -5,17 +5,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
-from accel.family import Family
-from accel.method import Method, Site, check_fields
+from accel.method import Site, check_fields
 
 from .adaptive import of_part, parts_of, read
 from .blocks import Streams
 from .forecasters import taylor
-from .judge import install_span
+from .judge import SpanCaching, install_span
 from .span import Entry, Span
 from .state import State
 
@@ -23,7 +22,7 @@ VERIFIED, ERROR = "verified", "error"
 
 
 @dataclass(frozen=True)
-class SpeCa(Method):
+class SpeCa(SpanCaching):
     """Draft steps from the last computed ones; when a draft fails its check, compute the next step.
 
     A drafted step extrapolates what enters the last block, as TaylorSeer does, and runs that block
@@ -58,10 +57,6 @@ class SpeCa(Method):
     order: int = 1
     per_sample: bool = True
 
-    level: ClassVar[str] = "blocks"
-    kinds: ClassVar[tuple[str, ...]] = ("transformer",)
-    claims: ClassVar[str] = "caching"
-
     def __post_init__(self) -> None:
         check_fields(
             self,
@@ -77,9 +72,6 @@ class SpeCa(Method):
     def limit(self, index: int, total: int) -> float:
         """The threshold on the error at step `index` of `total` (tau)."""
         return max(self.floor, self.threshold * self.decay ** (index / total))
-
-    def supports(self, family: Family) -> bool:
-        return bool(family.blocks)
 
     def expect(self, site: Site, steps: int) -> str:
         return (

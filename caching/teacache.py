@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
-from accel.family import Family
-from accel.method import Method, Site, check_fields
+from accel.method import Site, check_fields
 
 from .adaptive import Threshold
 from .calibrated import TeaCacheRecording
 from .forecasters import hold
 from .indicators import INDICATORS, own_indicator
-from .judge import ChangeJudge, install_span
+from .judge import ChangeJudge, SpanCaching, install_span
 from .teacache_published import PUBLISHED, Published, published
 
 
 @dataclass(frozen=True)
-class TeaCache(Method):
+class TeaCache(SpanCaching):
     """Skip the stack of blocks while the estimated change of its output adds up to little.
 
     The relative change of an indicator since the step before, put into a polynomial, estimates the
@@ -48,10 +47,6 @@ class TeaCache(Method):
     tail: int = 1
     per_sample: bool = True
 
-    level: ClassVar[str] = "blocks"
-    kinds: ClassVar[tuple[str, ...]] = ("transformer",)
-    claims: ClassVar[str] = "caching"
-
     def __post_init__(self) -> None:
         named = self.coefficients
         check_fields(
@@ -68,9 +63,6 @@ class TeaCache(Method):
             warmup=(self.warmup >= 1, "at least 1"),
             tail=(self.tail >= 0, "0 or more"),
         )
-
-    def supports(self, family: Family) -> bool:
-        return bool(family.blocks)
 
     def expect(self, site: Site, steps: int) -> str:
         return (
