@@ -1,0 +1,35 @@
+"""Kernels: block-sparse attention over a layout. A kernel never sees a pattern."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from ..layout import BlockLayout
+from .gather import Gather
+from .reference import Reference
+
+
+class Kernel(Protocol):
+    """q is (B, S_q, H, D), k and v (B, S_k, H_k, D) with H a multiple of H_k; any strides."""
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """Output (B, S_q, H, D) in q's dtype, and the natural log of the sum of exponentials.
+
+        The latter is (B, H, S_q) float32 (float64 for float64 inputs), -inf where a query attends
+        to nothing; the output is 0 there.
+        """
+        ...
+
+    def why_not(self, q: Tensor, layout: BlockLayout) -> str | None:
+        """None when usable on tensors like `q` with `layout`, else the reason in words."""
+        ...
+
+
+KERNELS: dict[str, Kernel] = {
+    "gather": Gather(),
+    "reference": Reference(),
+}

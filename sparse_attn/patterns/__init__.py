@@ -1,0 +1,1 @@
+"""Patterns: one file each, all of them builders of block maps."""
