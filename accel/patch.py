@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from .shared_values import Hold, SharedValue
+
 CALL = "_compiled_call_impl"
 
 
@@ -208,6 +210,7 @@ class PatchStack:
         self.key = key
         self._slots: dict[Slot, Chain] = {}
         self._values: list[tuple[Any, str, bool, Any, Any]] = []
+        self._shared: list[Hold] = []
 
     def call(self, module: torch.nn.Module, handler: Handler, label: str) -> None:
         """Wrap calls of `module` during this acceleration's runs. The first added is outermost."""
@@ -227,6 +230,10 @@ class PatchStack:
         """Set the instance attribute `owner.name`."""
         self._values.append((owner, name, name in vars(owner), vars(owner).get(name), value))
         vars(owner)[name] = value
+
+    def share(self, owner: Any, name: str, value: Any) -> None:
+        """Set the instance attribute `owner.name` together with other accelerations."""
+        self._shared.append(SharedValue.hold(owner, name, value))
 
     def release(self, owner: Any, name: str) -> None:
         """Undo the slot at `owner.name` alone (a scheduler that was swapped for another)."""
@@ -264,6 +271,9 @@ class PatchStack:
         for owner, name, _, _, value in self._values:
             if vars(owner).get(name) is not value:
                 raise PatchConflict(self._conflict(owner, name))
+        for hold in self._shared:
+            if hold.shared.overwritten:
+                raise PatchConflict(self._conflict(hold.shared.owner, hold.shared.name))
         for slot in self._slots:
             if slot.name != CALL and slot.owner is not None and not slot.in_place():
                 raise PatchConflict(self._conflict(slot.owner, slot.name))
@@ -273,6 +283,9 @@ class PatchStack:
                 vars(owner)[name] = before
             else:
                 del vars(owner)[name]
+        while self._shared:
+            hold = self._shared.pop()
+            hold.shared.release(hold)
         while self._slots:
             slot, _ = self._slots.popitem()
             slot.remove(self.key)
