@@ -106,7 +106,8 @@ def enable(
 
     Raises:
         ValueError: unknown recipe or family, methods that cannot be combined or do not work on
-            this model. Nothing is changed then, and what was enabled before stays enabled.
+            this model, or a plan made for another architecture or kind of prediction. Nothing is
+            changed then, and what was enabled before stays enabled.
     """
     if isinstance(obj, torch.nn.Module):
         raise ValueError(
@@ -128,9 +129,11 @@ def enable(
     plan = dataclasses.replace(plan, **{k: v for k, v in given.items() if v is not None})
     for method in plan.methods:
         if not method.supports(recognised):
+            reason = method.why_not(recognised)
             raise ValueError(
                 f"{type(method).__name__} works on {' and '.join(method.kinds)} models, as set; "
                 f"{recognised.name} is a {recognised.kind} it cannot serve"
+                + (f": {reason}" if reason else "")
             )
     previous = vars(obj).get(STATE)
     disable(obj)
@@ -170,6 +173,8 @@ def _install(
     clock = StepClock(pipe, key, patches, denoisers, family.branches)
     recorder = Recorder(denoisers)
     site = Site(pipe, family, denoisers, clock, patches, recorder, plan.keep_on)
+    watch = Watch(pipe, plan.fingerprint)
+    watch.refuse()
     try:
         clock.install()
         recorder.install(pipe, clock, patches)
@@ -178,7 +183,7 @@ def _install(
         for method in plan.methods:
             method.install(site)
         if plan.fingerprint:
-            clock.on_begin.append(Watch(pipe, plan.fingerprint))
+            clock.on_begin.append(watch)
         for name, module in denoisers.items():
             inside = patches.bypassed(module)
             if inside:

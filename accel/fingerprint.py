@@ -1,4 +1,4 @@
-"""Fingerprint: what a plan was made for, and a warning where a run differs from it."""
+"""Fingerprint: what a plan was made for; a run that differs warns, or is refused."""
 
 from __future__ import annotations
 
@@ -8,20 +8,44 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
+from .identity import adapters, architecture, weights
+from .noise import is_flow
+from .registry import recognise
 from .step import Run
 
 Fingerprint = Mapping[str, str | int | float]
 
+REFUSED = ("architecture", "prediction")
+"""Where these differ a plan says nothing about the run, whatever it says."""
+SETTINGS = (
+    "shift",
+    "flow_shift",
+    "use_dynamic_shifting",
+    "timestep_spacing",
+    "beta_schedule",
+    "solver_order",
+    "algorithm_type",
+    "use_karras_sigmas",
+)
+"""Settings of a scheduler that move its noise levels or change its rule."""
+
 
 def fingerprint(pipe: Any, run: Run) -> dict[str, str | int | float]:
-    """What a run that begins has of: model, scheduler, steps, guidance.
+    """What a run that begins has of: model, weights, adapters, scheduler, steps, guidance.
 
     The model is the last part of its path or hub id, or the pipeline's class where it has neither.
     """
     name = PurePath(str(getattr(pipe, "name_or_path", "") or "")).name
-    found: dict[str, str | int | float] = {"model": name or type(pipe).__name__}
-    if getattr(pipe, "scheduler", None) is not None:
-        found["scheduler"] = type(pipe.scheduler).__name__
+    found: dict[str, str | int | float] = {"model": name or type(pipe).__name__, **kind(pipe)}
+    denoisers = recognise(pipe)[1]
+    found |= weights(denoisers)
+    found["lora"] = adapters(denoisers) or "none"
+    scheduler = getattr(pipe, "scheduler", None)
+    if scheduler is not None:
+        found["scheduler"] = type(scheduler).__name__
+        config = getattr(scheduler, "config", {})
+        shown = [f"{k}={config[k]}" for k in SETTINGS if config.get(k) not in (None, False)]
+        found["scheduler settings"] = ", ".join(shown)
     found["steps"] = run.total
     guidance = getattr(pipe, "guidance_scale", None)
     if isinstance(guidance, int | float):
@@ -29,12 +53,31 @@ def fingerprint(pipe: Any, run: Run) -> dict[str, str | int | float]:
     return found
 
 
+def kind(pipe: Any) -> dict[str, str]:
+    """The part of the fingerprint that decides whether a plan can mean anything at all."""
+    found = {"architecture": architecture(recognise(pipe)[1])}
+    scheduler = getattr(pipe, "scheduler", None)
+    if scheduler is not None:
+        predicted = getattr(scheduler, "config", {}).get("prediction_type")
+        found["prediction"] = (
+            "flow_prediction" if is_flow(scheduler) else str(predicted or "epsilon")
+        )
+    return found
+
+
 def differences(made_for: Fingerprint, found: Fingerprint) -> list[str]:
-    """Every entry that both have and that differs, in words."""
+    """Every entry that both have and that differs, in words.
+
+    A model of another name with the very same weights is the same model.
+    """
+    alike = any(n.startswith("weights") and found.get(n) == v for n, v in made_for.items())
+    moved = {"model"} if alike else set()
+    other = "scheduler" in found and made_for.get("scheduler") != found["scheduler"]
+    moved |= {"scheduler settings"} if other else set()  # said by its name already
     return [
         f"{name} {made_for[name]}, this run has {found[name]}"
         for name in made_for
-        if name in found and not _same(made_for[name], found[name])
+        if name in found and name not in moved and not _same(made_for[name], found[name])
     ]
 
 
@@ -50,9 +93,22 @@ class Watch:
     def __init__(self, pipe: Any, made_for: Fingerprint) -> None:
         self._pipe, self._made_for, self._told = pipe, made_for, False
 
+    def refuse(self) -> None:
+        """Raises `ValueError` where the architecture or what it predicts is another."""
+        made_for = {name: self._made_for[name] for name in REFUSED if name in self._made_for}
+        found = differences(made_for, kind(self._pipe)) if made_for else []
+        if found:
+            raise ValueError(
+                f"this plan was made for {'; '.join(found).replace('this run', 'this pipeline')}: "
+                f"its settings mean nothing there; calibrate or tune a plan for this pipeline"
+            )
+
     def __call__(self, run: Run) -> None:
+        self.refuse()
+        if self._told:
+            return
         found = differences(self._made_for, fingerprint(self._pipe, run))
-        if found and not self._told:
+        if found:
             self._told = True
             warnings.warn(
                 f"this plan was made for {'; '.join(found)}: its settings may not suit; calibrate "

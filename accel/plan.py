@@ -28,7 +28,9 @@ class Plan:
         methods: in the order they are installed, outermost first.
         name: of the recipe, if it is one.
         note: where the settings come from ("measured on …", "published settings, …").
-        fingerprint: what the plan was tuned for: model, scheduler, steps, guidance.
+        fingerprint: what the plan was made for: model, scheduler, steps, guidance. A run that
+            differs warns; another architecture or kind of prediction is refused.
+        measured: what was found while the plan was made (numbers, texts, lists of them).
         max_bytes: most bytes that methods may keep between steps; a run that would need more is
             refused before it begins.
         keep_on: where kept outputs lie: on their "device", or in the memory of the "cpu", pinned
@@ -42,6 +44,7 @@ class Plan:
     name: str = ""
     note: str = ""
     fingerprint: Mapping[str, str | int | float] = dataclasses.field(default_factory=dict)
+    measured: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     max_bytes: int | None = None
     keep_on: Literal["device", "cpu"] = "device"
 
@@ -71,6 +74,7 @@ class Plan:
             "name": self.name,
             "note": self.note,
             "fingerprint": dict(self.fingerprint),
+            "measured": _encode(self.measured),
             "max_bytes": self.max_bytes,
             "keep_on": "" if self.keep_on == "device" else self.keep_on,
             "methods": [_encode(m) for m in self.methods],
@@ -83,6 +87,16 @@ class Plan:
         path = Path(path)
         path.write_text(self.to_json() + "\n")
         return path
+
+    def plot(self, path: str | Path) -> Path:
+        """Draw the plan into a picture file: computed steps, weights, errors, where it has them.
+
+        Raises:
+            ValueError: nothing of it can be drawn, or the file's ending names no kind of picture.
+        """
+        from .plan_picture import draw  # matplotlib takes a second to import
+
+        return draw(self, Path(path))
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -104,12 +118,13 @@ class Plan:
                 raise ValueError(f"plan has no field {key!r}; {nearest(key, known)}")
         found = tuple(_decode(v, Method, "methods") for v in values["methods"])
         name, note = (_text(values.get(k, ""), k) for k in ("name", "note"))
-        fingerprint = values.get("fingerprint", {})
-        if not isinstance(fingerprint, dict):
-            raise ValueError(f"fingerprint must be an object, got {fingerprint!r}")
+        fingerprint, measured = (values.get(k, {}) for k in ("fingerprint", "measured"))
+        for key, value in {"fingerprint": fingerprint, "measured": measured}.items():
+            if not isinstance(value, dict):
+                raise ValueError(f"{key} must be an object, got {value!r}")
         limit = _decode(values.get("max_bytes"), int | None, "max_bytes")
         place = _decode(values.get("keep_on", "device"), Literal["device", "cpu"], "keep_on")
-        return cls(found, name, note, fingerprint, limit, place)
+        return cls(found, name, note, fingerprint, measured, limit, place)
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:

@@ -94,7 +94,8 @@ def registered(monkeypatch):
     ids=describe,
 )
 def test_json_keeps_everything(method):
-    plan = Plan((method,), "mine", "a note", {"model": "wan", "steps": 50, "guidance": 7.5})
+    made_for = {"model": "wan", "steps": 50, "guidance": 7.5}
+    plan = Plan((method,), "mine", "a note", made_for, {"db": 41.5, "errors": [0.1, 0.2]})
     again = Plan.from_json(plan.to_json())
     assert again == plan and repr(again) == repr(plan)
     assert json.loads(plan.to_json(), parse_constant=lambda c: pytest.fail(f"{c} is not JSON"))
