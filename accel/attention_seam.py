@@ -98,7 +98,7 @@ def attach(
         for layer, dispatch in zip(inside, dispatches, strict=True):
             if dispatch:
                 patches.share(layer.processor, "_attention_backend", _over(layer.processor))
-        if len(inside) == 1 and dispatches[0]:
+        if len(inside) == 1 and dispatches[0] and made[0] is not None:
             patches.call(block, functools.partial(_enter, made[0], None), f"{label} in attention")
             continue
         for layer, handler, dispatch in zip(inside, made, dispatches, strict=True):
@@ -144,7 +144,7 @@ def _enter(
 
 @attended
 def _attend(
-    call: Callable[[Tensor, Tensor, Tensor], Tensor],
+    call: Callable[..., Tensor],
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -189,6 +189,6 @@ class _Direct(TorchFunctionMode):
         def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return func(*(t.transpose(1, 2) for t in (q, k, v)), **given).transpose(1, 2)
 
-        flipped = (t.transpose(1, 2) for t in (q, k, v))
-        out = _attend(call, *flipped, given.get("attn_mask"), given.get("scale"))
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        out = _attend(call, q, k, v, given.get("attn_mask"), given.get("scale"))
         return out.transpose(1, 2)

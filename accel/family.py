@@ -74,6 +74,7 @@ class Family:
             entries of one sample, where it has several (frames), lie together.
         channels: axis of the channels in the latents the denoiser is given; of latents packed into
             tokens (B, S, C) it is the last one always.
+        text: where in a joint sequence the tokens that are not of the video lie.
         fused: branches of a batch that carries guidance, in order.
         branches: the pipeline's `cache_context` names, where they differ from cond and uncond,
             or, of a pipeline that gives none, the number of the call within a step.
@@ -89,6 +90,7 @@ class Family:
     stream: str = "hidden_states"
     axes: Mapping[str, int | None] = field(default_factory=dict)
     channels: int = 1
+    text: Literal["first", "last"] = "first"
     fused: tuple[str, ...] = ()
     branches: Mapping[str, str] = field(default_factory=dict)
     recipes: Mapping[str, Callable[[], Any]] = field(default_factory=dict)

@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 import torch
 
 from accel.method import Site
+from accel.token_grid import token_grid
 
 from .carriers import Hidden
 from .forecasters import Weights, hermite
 from .forecasting import Forecasting
 from .frequency import split
 from .state import Cache
-from .token_grid import token_grid
 
 LOW, GRID = "low", "grid"
 

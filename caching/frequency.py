@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .token_grid import Grid
+from accel.token_grid import Grid
 
 
 def split(tokens: Tensor, grid: Grid | None, cutoff: float) -> tuple[Tensor, Tensor]:

@@ -14,11 +14,11 @@ from torch.nn.functional import max_pool2d, normalize
 
 from accel.family import Blocks, Family
 from accel.method import Method, Site, check_fields
+from accel.token_grid import Grid, token_grid
 
 from .forecasters import hold
 from .policies import Interval, Policy, explain_schedule, schedule
 from .state import Cache, State
-from .token_grid import Grid, token_grid
 from .tokens import PARTS, Place, Tokens, feed_forwards, has_feed_forwards
 
 MUCH = 0.7

@@ -32,6 +32,7 @@ FAMILY = Family(
     name="hunyuan_video",
     classes=("HunyuanVideoTransformer3DModel",),
     blocks=(DOUBLE, SINGLE),
+    text="last",
     axes={
         "hidden_states": 0,
         "timestep": 0,

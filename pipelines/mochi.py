@@ -27,6 +27,7 @@ FAMILY = Family(
         "encoder_attention_mask": 0,
         "attention_kwargs": None,
     },
+    text="last",
     fused=("uncond", "cond"),
     branches={"cond_uncond": "both"},
     recipes={"balanced": balanced, "fast": fast},

@@ -31,6 +31,7 @@ FAMILY = Family(
         "joint_attention_kwargs": None,
         "skip_layers": None,
     },
+    text="last",
     fused=("uncond", "cond"),
     recipes={"balanced": image_balanced, "fast": image_fast},
 )

@@ -8,7 +8,7 @@ import torch
 from accel.caching import FreqCa
 from accel.caching.frequency import split
 from accel.caching.policies import Interval, schedule
-from accel.caching.token_grid import token_grid
+from accel.token_grid import token_grid
 from tests.caching.transcribed import Counted
 from tests.tiny_pipelines import call, make
 
