@@ -1,7 +1,8 @@
 """Small trained pipelines that ship with the package, and the code that made them.
 
 `shapes-t2v` turns "a red circle moving left on a dark background" into 17 frames of 64×64 pixels,
-`shapes-t2i` turns the same sentences without motion into pictures.
+`shapes-t2i` turns the same sentences without motion into pictures, and so does `shapes-mmdit`, as
+Stable Diffusion 3 does it.
 """
 
 from __future__ import annotations
@@ -29,15 +30,25 @@ _CALLS: dict[str, dict[str, Any]] = {
         "max_sequence_length": 32,
     },
     "shapes-t2i": {"height": 64, "width": 64, "guidance_scale": 4.0},
+    "shapes-mmdit": {
+        "height": 128,
+        "width": 128,
+        "guidance_scale": 4.0,
+        "max_sequence_length": 32,
+    },
 }
-_CLASSES = {"shapes-t2v": "WanPipeline", "shapes-t2i": "StableDiffusionPipeline"}
-NAMES = tuple(_CALLS)
+_CLASSES = {
+    "shapes-t2v": "WanPipeline",
+    "shapes-t2i": "StableDiffusionPipeline",
+    "shapes-mmdit": "StableDiffusion3Pipeline",
+}
 MANIFEST = "sha256.json"
 _HOME = Path(__file__).parent
+NAMES = tuple(name for name in _CALLS if (_HOME / name).is_dir())
 
 
 def _known(name: str) -> str:
-    if name not in NAMES:
+    if name not in _CALLS:
         raise ValueError(f"no shipped model {name!r}; the shipped models are {', '.join(NAMES)}")
     return name
 
@@ -103,12 +114,32 @@ def load(name: str, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
     """
     folder = path(name)
     pipeline = getattr(importlib.import_module("diffusers"), _CLASSES[name])
-    return pipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+    options = {"torch_dtype": dtype, "local_files_only": True, **absent(folder)}
+    return pipeline.from_pretrained(folder, **options)
+
+
+def absent(folder: Path) -> dict[str, None]:
+    """Parts that the pipeline in `folder` goes without, which `from_pretrained` must be told."""
+    index = json.loads((folder / "model_index.json").read_text())
+    return {part: None for part, kind in index.items() if kind == [None, None]}
 
 
 def call_defaults(name: str) -> dict[str, Any]:
     """Keyword arguments to call the shipped model `name` with: size, guidance, text length."""
     return dict(_CALLS[_known(name)])
+
+
+def name_of(pipe: Any) -> str:
+    """The shipped model that `pipe` is made like.
+
+    Raises:
+        ValueError: a pipeline of another class than all of them.
+    """
+    kind = type(pipe).__name__
+    for name, known in _CLASSES.items():
+        if known == kind:
+            return name
+    raise ValueError(f"a {kind} is like no shipped model; they are {', '.join(_CLASSES.values())}")
 
 
 def captions(name: str, count: int, seed: int = 0) -> list[str]:

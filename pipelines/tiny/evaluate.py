@@ -23,9 +23,9 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from . import NAMES, call_defaults, load
+from . import NAMES, absent, call_defaults, load, name_of
 from .checker import adherence
-from .scenes import Scene, caption, parse, render, sample_scene
+from .scenes import CANVAS, Scene, caption, parse, render, sample_scene
 
 FIRST_SEED = 1_000_000
 FRAMES = 17
@@ -48,11 +48,13 @@ def generate(
 
 
 @torch.no_grad()
-def autoencoder_psnr(pipe: DiffusionPipeline, moving: bool, count: int = 100) -> float:
+def autoencoder_psnr(
+    pipe: DiffusionPipeline, moving: bool, count: int = 100, size: int = CANVAS
+) -> float:
     """Mean PSNR in dB, per clip or picture, of held-out scenes through the autoencoder."""
     values = []
     for scene in tqdm(heldout(count, moving), desc="autoencoder", mininterval=5):
-        truth = torch.from_numpy(render(scene, FRAMES if moving else 1))
+        truth = torch.from_numpy(render(scene, FRAMES if moving else 1, size))
         values.append(_psnr(_roundtrip(pipe, truth.to(pipe.vae.device), moving), truth))
     return float(np.mean(values))
 
@@ -94,21 +96,27 @@ def _wait_while_paused() -> None:
         time.sleep(1)
 
 
+def _opened(folder: Path) -> DiffusionPipeline:
+    """In single precision: weights on disk are halves, which crash on a CPU."""
+    options = {"torch_dtype": torch.float32, **absent(folder)}
+    return DiffusionPipeline.from_pretrained(folder, **options)
+
+
 def main(
     model: str = typer.Argument(..., help=f"A shipped model ({', '.join(NAMES)}) or a folder."),
     out: Path = typer.Option(Path("evaluation.json"), help="Where the result goes."),
     n: int = typer.Option(500, min=1, help="Number of held-out captions."),
     steps: int = typer.Option(50, min=1),
     guidance: float | None = typer.Option(None, help="Guidance scale, if not the model's own."),
+    size: int | None = typer.Option(None, help="Side in pixels, if not the model's own."),
     batch_size: int = typer.Option(10, min=1),
     first: int = typer.Option(0, min=0, help="Index to begin with, going round."),
 ) -> None:
     """Write attributes, all_right, n, autoencoder_psnr and the settings to OUT."""
-    single = {"torch_dtype": torch.float32}  # weights on disk are halves, which crash on a CPU
-    pipe = load(model) if model in NAMES else DiffusionPipeline.from_pretrained(model, **single)
+    pipe = load(model) if model in NAMES else _opened(Path(model))
     moving = type(pipe).__name__ == "WanPipeline"
-    options = call_defaults("shapes-t2v" if moving else "shapes-t2i")
-    options |= {"num_inference_steps": steps}
+    options = call_defaults(name_of(pipe)) | {"num_inference_steps": steps}
+    options |= {} if size is None else {"height": size, "width": size}
     options |= {} if guidance is None else {"guidance_scale": guidance}
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     pipe.set_progress_bar_config(disable=True)
@@ -130,7 +138,7 @@ def main(
         bar.update(len(rows) - bar.n)
         bar.set_postfix(summary(rows), refresh=False)
     rows = [row for i, row in sorted(_read(kept, options).items()) if i < n]
-    psnr = round(autoencoder_psnr(pipe, moving), 2)
+    psnr = round(autoencoder_psnr(pipe, moving, size=options["height"]), 2)
     result = {**summary(rows), "autoencoder_psnr": psnr, "options": options}
     out.write_text(json.dumps(result, indent=2) + "\n")
     typer.echo(json.dumps(result))

@@ -32,10 +32,16 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__.split
 Folder = Annotated[Path, typer.Option(help="Where checkpoints, logs and latents are kept.")]
 
 
-def pictures_of(rng: np.random.Generator, count: int, split: str = "train", pairs: bool = False):
-    """`count` fresh pictures (count, 3, 64, 64) in [-1, 1] and their captions."""
+def pictures_of(
+    rng: np.random.Generator,
+    count: int,
+    split: str = "train",
+    pairs: bool = False,
+    size: int = picture.SIZE,
+):
+    """`count` fresh pictures (count, 3, size, size) in [-1, 1] and their captions."""
     scenes = sample_scenes(rng, count, moving=False, split=split, pairs=pairs)
-    pixels = np.concatenate([render(scene, frames=1, size=picture.SIZE) for scene in scenes])
+    pixels = np.concatenate([render(scene, frames=1, size=size) for scene in scenes])
     return torch.from_numpy(pixels) * 2 - 1, [caption(scene) for scene in scenes]
 
 
@@ -94,15 +100,25 @@ def load_autoencoder(folder: Path) -> AutoencoderKL:
     return model.eval()
 
 
-def encoded_pictures(folder: Path, count: int, pairs: bool = False) -> dict[str, Tensor]:
-    """`latents` (count, 4, 16, 16) and `tokens` (count, 32), made once and kept in the folder."""
-    path = folder / f"{'pairs' if pairs else 'latents'}-{count}.safetensors"
+def encoded_pictures(
+    folder: Path,
+    count: int,
+    pairs: bool = False,
+    size: int = picture.SIZE,
+    model: AutoencoderKL | None = None,
+) -> dict[str, Tensor]:
+    """`latents` (count, 4, size / 4, size / 4) and `tokens` (count, 32), made once and kept.
+
+    `model` is the autoencoder; without one, that of the run in the folder.
+    """
+    name = f"{'pairs' if pairs else 'latents'}{'' if size == picture.SIZE else f'-{size}px'}"
+    path = folder / f"{name}-{count}.safetensors"
     if path.exists():
         return load_file(path)
-    model, tokenizer = load_autoencoder(folder), picture.build_tokenizer()
+    model, tokenizer = model or load_autoencoder(folder), picture.build_tokenizer()
     latents, tokens, rng = [], [], np.random.default_rng(8 if pairs else 7)
     for _ in tqdm(range(0, count, 64), desc="encoding", mininterval=2.0):
-        pixels, captions = pictures_of(rng, 64, pairs=pairs)
+        pixels, captions = pictures_of(rng, 64, pairs=pairs, size=size)
         with torch.no_grad():
             latents.append(model.encode(pixels).latent_dist.mean.half())
         tokens.append(_tokens(tokenizer, captions))

@@ -1,0 +1,212 @@
+"""Trains `shapes-mmdit` on latents of the autoencoder of `shapes-t2i`.
+
+    python -m accel.pipelines.tiny.train_mmdit denoiser --folder runs/mmdit
+    python -m accel.pipelines.tiny.train_mmdit larger --folder runs/mmdit
+    python -m accel.pipelines.tiny.train_mmdit export --folder runs/mmdit --to shapes-mmdit
+
+Rectified flow with the noise levels of Stable Diffusion 3 (Esser et al. 2024, arXiv:2403.03206,
+section 3.1): logit-normal, then shifted. Pictures of 64×64 pixels (256 tokens) first, then of
+128×128 (1,024 tokens) beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from diffusers import AutoencoderKL, SD3Transformer2DModel
+from safetensors.torch import load_model
+from torch import Tensor, nn
+
+from . import MANIFEST, mmdit, verify, write_manifest
+from .loop import SEGMENT, fit
+from .muon import Muon, hidden_matrices
+from .picture import SIZE, build_tokenizer
+from .picture_loss import shape_places
+from .train_picture import encoded_pictures
+
+LARGE = 2 * SIZE
+"""Side, in pixels, of the pictures of the second stage."""
+DROPPED = 0.1
+"""Share of captions replaced by the empty one, for guidance."""
+PICTURE_MODEL = Path(__file__).parent / "shapes-t2i"
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__.split("\n")[0])
+Folder = Annotated[Path, typer.Option(help="Where checkpoints, logs and latents are kept.")]
+Coder = Annotated[Path, typer.Option(help="Pipeline whose autoencoder is used.")]
+Pictures = Annotated[int, typer.Option(help="Different pictures among them.")]
+Pairs = Annotated[int, typer.Option(help="More pictures, of two objects each.")]
+Emphasis = Annotated[float, typer.Option(help="Weight of shapes and their edges.")]
+Until = Annotated[float, typer.Option(help="Part of the samples up to which it is in force.")]
+Rate = Annotated[float, typer.Option(help="Learning rate.")]
+Ratio = Annotated[float, typer.Option(help="Rate of hidden matrices, in units of lr.")]
+Decay = Annotated[float, typer.Option(help="Decay of the averaged weights.")]
+Half = Annotated[bool, typer.Option(help="Compute in bfloat16.")]
+
+
+def load_autoencoder(pipeline: Path) -> AutoencoderKL:
+    """The autoencoder of a pipeline folder, in single precision; a shipped one is verified."""
+    if (pipeline / MANIFEST).is_file():
+        verify(pipeline)
+    return AutoencoderKL.from_pretrained(pipeline / "vae", torch_dtype=torch.float32).eval()
+
+
+def flow_loss(
+    transformer: SD3Transformer2DModel,
+    encoders: nn.ModuleList,
+    batch: tuple[Tensor, Tensor, Tensor],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean squared error of the predicted velocity, noise - latents.
+
+    Takes latents (B, 4, h, w), tokens (B, 32) and the emphasis, by how much the places of shapes
+    weigh more; the less of them shows through the noise, the less. The error without weights is
+    logged as "plain".
+    """
+    latents, tokens, emphasis = batch
+    level = torch.sigmoid(torch.randn(len(latents), device=latents.device))
+    sigma = (mmdit.SHIFT * level / (1 + (mmdit.SHIFT - 1) * level))[:, None, None, None]
+    noise = torch.randn_like(latents)
+    text, pooled = mmdit.embed(encoders, tokens)
+    velocity = transformer(
+        (1 - sigma) * latents + sigma * noise, text, pooled, 1000 * sigma.flatten()
+    ).sample
+    weight = 1 + (emphasis - 1) * shape_places(latents) * (1 - sigma)
+    errors = (velocity.float() - (noise - latents)).square()
+    return (errors * weight / weight.mean()).mean(), {"plain": errors.detach().mean()}
+
+
+class Batches:
+    """Random pictures of one or several sizes, one size per batch, by turns."""
+
+    def __init__(
+        self, data: list[dict[str, Tensor]], batch: int, emphasis: float, until: float
+    ) -> None:
+        """`emphasis` is in force up to the sample number `until`."""
+        self.data, self.batch, self.emphasis, self.until = data, batch, emphasis, until
+        self.empty = build_tokenizer()([""], padding="max_length", return_tensors="pt").input_ids
+
+    def __call__(self, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Endless (latents (B, 4, h, w), tokens (B, 32), emphasis ()); `fit` tells by the seed how
+        many samples were seen."""
+        rng = np.random.default_rng(seed)
+        seen = seed * SEGMENT * self.batch
+        emphasis = torch.tensor(self.emphasis if seen < self.until else 1.0)
+        while True:
+            for data in self.data:
+                rows = torch.from_numpy(rng.integers(len(data["latents"]), size=self.batch))
+                dropped = torch.from_numpy(rng.random((self.batch, 1)) < DROPPED)
+                tokens = torch.where(dropped, self.empty, data["tokens"][rows].long())
+                yield data["latents"][rows].float(), tokens, emphasis
+
+
+def encoded(folder: Path, model: AutoencoderKL, size: int, count: int, pairs: int):
+    """Latents and tokens of `count` pictures and `pairs` more of two objects."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = [encoded_pictures(folder, count, size=size, model=model)]
+    if pairs:
+        parts.append(encoded_pictures(folder, pairs, pairs=True, size=size, model=model))
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def untrained() -> tuple[SD3Transformer2DModel, nn.ModuleList]:
+    """The trained parts with random weights."""
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    return mmdit.build_transformer(), nn.ModuleList(
+        mmdit.build_text_encoder(tokenizer) for _ in range(2)
+    )
+
+
+def averaged(stage: Path) -> tuple[SD3Transformer2DModel, nn.ModuleList]:
+    """The trained parts with the averaged weights of one stage of a run."""
+    transformer, encoders = untrained()
+    load_model(transformer, stage / "ema-transformer.safetensors")
+    load_model(encoders, stage / "ema-text.safetensors")
+    return transformer, encoders
+
+
+def train(
+    parts: tuple[SD3Transformer2DModel, nn.ModuleList], batches: Batches, muon: float, **options
+) -> None:
+    """Runs `fit`, hidden matrices by Muon."""
+    transformer, encoders = parts
+    with Muon(hidden_matrices(transformer.transformer_blocks, encoders), ratio=muon):
+        fit(
+            {"transformer": transformer, "text": encoders},
+            lambda batch: flow_loss(transformer, encoders, batch),
+            batches,
+            batch_size=batches.batch,
+            **options,
+        )
+
+
+@app.command()
+def denoiser(
+    folder: Folder,
+    autoencoder: Coder = PICTURE_MODEL,
+    samples: Annotated[int, typer.Option(help="Latents to train on, repeats counted.")] = 120_000,
+    pictures: Pictures = 24_576,
+    pairs: Pairs = 24_576,
+    batch: Annotated[int, typer.Option(help="Latents in a batch.")] = 16,
+    lr: Rate = 1e-3,
+    muon: Ratio = 4.0,
+    emphasis: Emphasis = 3.0,
+    until: Until = 0.55,
+    ema: Decay = 0.998,
+    bf16: Half = True,
+) -> None:
+    """First stage: pictures of 64×64 pixels (goes on if stopped)."""
+    data = encoded(folder, load_autoencoder(autoencoder), SIZE, pictures, pairs)
+    batches = Batches([data], batch, emphasis, until * samples)
+    options = {"samples": samples, "lr": lr, "ema": ema, "bf16": bf16}
+    train(untrained(), batches, muon, folder=folder / "denoiser", **options)
+
+
+@app.command()
+def larger(
+    folder: Folder,
+    autoencoder: Coder = PICTURE_MODEL,
+    samples: Annotated[int, typer.Option(help="Latents to train on, of both sizes.")] = 24_000,
+    pictures: Pictures = 4_096,
+    pairs: Pairs = 4_096,
+    batch: Annotated[int, typer.Option(help="Latents in a batch.")] = 8,
+    lr: Rate = 5e-4,
+    muon: Ratio = 4.0,
+    emphasis: Emphasis = 3.0,
+    until: Until = 0.55,
+    ema: Decay = 0.998,
+    bf16: Half = True,
+) -> None:
+    """Second stage: batches of 128×128 and of 64×64 pixels by turns, on the first stage's weights
+    (goes on if stopped)."""
+    coder = load_autoencoder(autoencoder)
+    data = [encoded(folder, coder, size, pictures, pairs) for size in (LARGE, SIZE)]
+    batches = Batches(data, batch, emphasis, until * samples)
+    options = {"samples": samples, "lr": lr, "ema": ema, "bf16": bf16}
+    train(averaged(folder / "denoiser"), batches, muon, folder=folder / "larger", **options)
+
+
+@app.command()
+def export(
+    folder: Folder,
+    to: Annotated[Path, typer.Option(help="Folder of the pipeline to write.")],
+    autoencoder: Coder = PICTURE_MODEL,
+    stage: Annotated[str, typer.Option(help="denoiser or larger.")] = "larger",
+) -> None:
+    """Writes the averaged weights as a half-precision pipeline for `from_pretrained`."""
+    if stage not in ("denoiser", "larger"):
+        raise typer.BadParameter(f"--stage must be denoiser or larger, got {stage}")
+    parts = averaged(folder / stage)
+    pipe = mmdit.assemble(load_autoencoder(autoencoder), *parts, build_tokenizer())
+    pipe.to(torch.float16).save_pretrained(to, safe_serialization=True)
+    for file in to.rglob("*.safetensors"):
+        file.chmod(0o644)
+    write_manifest(to)
+
+
+if __name__ == "__main__":
+    app()
