@@ -61,6 +61,10 @@ class Method(abc.ABC):
         """Whether this method, as set, can work on `family`."""
         return family.kind in self.kinds
 
+    def why_not(self, family: Family) -> str:
+        """Why it cannot work on `family`, beyond the kind of model; empty where that is all."""
+        return ""
+
 
 def check_fields(method: Any, **rules: tuple[bool, str]) -> None:
     """Raise ValueError for the first field whose rule is not met.

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from .memory import Kept
 from .patch import PatchStack
+from .regions import Regions
 from .report import Report, Row
 from .step import Call, Run, StepClock
 from .work import Work, count_flops, shapes_of
@@ -26,6 +27,7 @@ class Recorder:
         holders: functions that return the bytes a method holds now.
         holders_when_full: the same once it holds as many outputs as it can.
         kept: outputs that methods keep per branch: denoiser -> what.
+        regions: which tokens each step of the run computed, where a method chooses them.
     """
 
     def __init__(self, denoisers: Mapping[str, torch.nn.Module]) -> None:
@@ -35,6 +37,7 @@ class Recorder:
         self.holders_when_full: list[Callable[[], int]] = []
         self.kept: dict[str, list[Kept]] = {}
         self.owners: dict[str, list[str]] = {}
+        self.regions: Regions | None = None
         self._calls: list[Call] = []
         self._shapes: dict[tuple[str, str], tuple[Any, Any]] = {}
         self._work: dict[tuple[str, str], Work] = {}
@@ -42,6 +45,7 @@ class Recorder:
         self._called: float | None = None
         self._marks: dict[str, float] = {}
         self._beside: dict[str, tuple[int, int]] = {}
+        self._counts: dict[str, int] = {}
         self._bytes = 0
         self._complete = False
 
@@ -55,6 +59,10 @@ class Recorder:
         """Count a call of a network beside the denoisers (a ControlNet), computed or held."""
         done, asked = self._beside.get(name, (0, 0))
         self._beside[name] = done + computed, asked + 1
+
+    def count(self, what: str) -> None:
+        """Count something a method did in this run that its schedule does not tell."""
+        self._counts[what] = self._counts.get(what, 0) + 1
 
     def install(self, pipe: Any, clock: StepClock, patches: PatchStack) -> None:
         for name, module in clock.denoisers.items():
@@ -93,7 +101,7 @@ class Recorder:
         self._marks = {"call": now if self._called is None else self._called, "begin": now}
         self._called = None
         self._calls, self._shapes, self._work, self._bytes = [], {}, {}, 0
-        self._beside = {}
+        self._beside, self._counts = {}, {}
         self._complete = False
 
     def _calls_append(self, call: Call) -> None:
@@ -141,6 +149,8 @@ class Recorder:
             bytes_held=self._bytes,
             complete=self._complete,
             beside=dict(self._beside),
+            counts=dict(self._counts),
+            regions=self.regions,
         )
 
     def work_of(self, name: str, args: Any, kwargs: Any) -> Work:

@@ -14,6 +14,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from .regions import Regions
+
 STRIP = 0.12
 COLOURS = {"computed": "#1f4e79", "forecast": "#e0952b", "reused": "#7fb069"}
 
@@ -49,6 +51,8 @@ class Report:
         complete: False when the run was aborted.
         beside: of networks beside the denoisers (a ControlNet), calls computed and calls asked for;
             not part of the fraction.
+        counts: what methods did beside their schedule, and how often.
+        regions: which tokens each step computed, where a method chose them.
     """
 
     methods: str
@@ -60,6 +64,8 @@ class Report:
     bytes_held: int
     complete: bool
     beside: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+    regions: Regions | None = field(default=None, compare=False, repr=False)
 
     @property
     def bound(self) -> float:
@@ -72,7 +78,9 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; an infinite bound or noise level becomes None."""
-        values = {**dataclasses.asdict(self), "bound": self.bound}
+        plain = dataclasses.asdict(dataclasses.replace(self, regions=None))
+        values = {**plain, "bound": self.bound}
+        del values["regions"]
         if not math.isfinite(self.bound):
             values["bound"] = None
         for row in values["rows"]:
@@ -87,7 +95,7 @@ class Report:
         return path
 
     def summary(self) -> str:
-        """Two lines: what was done, what it means; and one for each network beside."""
+        """Two lines: what was done, what it means; and one for each network beside, and count."""
         count = {a: sum(r.action == a for r in self.rows) for a in COLOURS}
         done = ", ".join(f"{n} {a}" for a, n in count.items() if n)
         size, beside = self.bytes_held / 2**20, self.beside.items()
@@ -98,6 +106,8 @@ class Report:
             f"{self.bound:.2f}x in the loop; loop {self.seconds_loop:.2f} s, "
             f"rest {self.seconds_rest:.2f} s, {size:.1f} MiB held"
             + "".join(f"\n{n}: {c} of {asked} calls computed" for n, (c, asked) in beside)
+            + "".join(f"\n{count} {what}" for what, count in self.counts.items())
+            + (f"\n{self.regions.summary(self.computed_fraction)}" if self.regions else "")
         )
 
     def table(self) -> Table:

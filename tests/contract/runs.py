@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from accel.method import Method
@@ -44,21 +45,31 @@ def anatomy(pipe: DiffusionPipeline) -> dict[str, tuple[type, frozenset[str]]]:
     return {path: (type(part), frozenset(vars(part))) for path, part in parts.items()}
 
 
+class Attending(TorchFunctionMode):
+    """Counts attention as it is computed at last, after whatever a method has made of it."""
+
+    def __init__(self, flops: list[int], depth: list[int]) -> None:
+        super().__init__()
+        self.flops, self.depth = flops, depth
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.nn.functional.scaled_dot_product_attention and self.depth[0]:
+            names = ("query", "key", "value")
+            given = dict(zip(names, args, strict=False)) | (kwargs or {})
+            query, key, value = (given[name] for name in names)
+            widths = query.shape[-1] + value.shape[-1]
+            self.flops.append(2 * query[..., 0].numel() * key.shape[-2] * widths)
+        return func(*args, **(kwargs or {}))
+
+
 @contextmanager
 def counted(pipe: DiffusionPipeline) -> Iterator[list[int]]:
     """A list that grows by the FLOPs of each linear, convolution and attention of the denoisers."""
     flops: list[int] = []
     depth = [0]
-    attend = torch.nn.functional.scaled_dot_product_attention
 
     def leaf(module: torch.nn.Module, args: Any, output: torch.Tensor) -> None:
         flops.append(2 * output.numel() * module.weight[0].numel())
-
-    def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest, **kwargs):
-        if depth[0]:
-            widths = query.shape[-1] + value.shape[-1]
-            flops.append(2 * query[..., 0].numel() * key.shape[-2] * widths)
-        return attend(query, key, value, *rest, **kwargs)
 
     hooks = []
     for module in denoisers(pipe):
@@ -66,11 +77,10 @@ def counted(pipe: DiffusionPipeline) -> Iterator[list[int]]:
         hooks.append(module.register_forward_hook(lambda *_: depth.append(depth.pop() - 1)))
         leaves = [m for m in module.modules() if isinstance(m, LEAVES)]
         hooks += [m.register_forward_hook(leaf) for m in leaves]
-    torch.nn.functional.scaled_dot_product_attention = attention
     try:
-        yield flops
+        with Attending(flops, depth):
+            yield flops
     finally:
-        torch.nn.functional.scaled_dot_product_attention = attend
         for hook in hooks:
             hook.remove()
 
