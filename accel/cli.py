@@ -1,4 +1,4 @@
-"""The command line: `accel generate | calibrate | methods | doctor`."""
+"""The command line: `accel generate | calibrate | plan | methods | doctor`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from . import catalogue, doctor, summary
 from .cli_calibrate import calibrate_command
 from .cli_options import Device, Dtype, Frames, Guidance, Height, ModelName, Offload, Width
+from .cli_plan import plan_command
 from .generate import RunFailed, generate
 from .inputs import BadInput, Request
 from .load import first_line, load
@@ -163,6 +164,7 @@ def _what(recipe: str | None, methods: list[str], plan: Path | None) -> list[str
 
 
 app.command("calibrate")(calibrate_command)
+app.command("plan")(plan_command)
 
 
 @app.command("methods")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import shlex
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,8 +12,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from .calibration import calibrate
+from . import plan_summary
+from .calibration import EFFORTS, Searched, calibrate
 from .cli_options import Device, Dtype, Frames, Guidance, Height, ModelName, Offload, Width
+from .cli_plan import Picture, draw
 from .inputs import BadInput, Request, arguments
 from .load import TINY, Model, first_line, load
 from .media import writable
@@ -54,6 +57,7 @@ def calibrate_command(
     height: Height = None,
     width: Width = None,
     out: Annotated[Path, typer.Option(help="File for the plan.")] = Path("plan.json"),
+    picture: Picture = None,
     device: Device = None,
     dtype: Dtype = None,
     offload: Offload = False,
@@ -63,14 +67,16 @@ def calibrate_command(
         method = parse_method(for_)
     except ValueError as error:
         raise BadInput(f"--for {first_line(error)}") from None
-    try:
-        writable(out.parent)
-    except OSError as error:
-        raise BadInput(f"--out {out}: cannot write there: {error.strerror}") from None
-    given = None if prompts is None else _read(prompts)
+    _check(method, steps, budget, speedup, effort)
+    for option, path in (("--out", out), ("--picture", picture or out)):
+        try:
+            writable(path.parent)
+        except OSError as error:
+            raise BadInput(f"{option} {path}: cannot write there: {error.strerror}") from None
+    listed = None if prompts is None else _read(prompts)
     with Console(stderr=True).status(f"loading {model or 'shapes-t2v'}"):
         opened = load(model, device=device, dtype=dtype, offload=offload)
-    texts = given or _captions(opened, samples or SHIPPED_SAMPLES)
+    texts = listed or _captions(opened, samples or SHIPPED_SAMPLES)
     texts = list(itertools.islice(itertools.cycle(texts), samples or len(texts)))
     request = Request(texts[0], steps, guidance, seed, None, frames, height, width)
     call: dict[str, Any] = arguments(opened.pipe, opened.defaults, request)
@@ -84,7 +90,31 @@ def calibrate_command(
         except ValueError as error:
             raise BadInput(f"--for {for_}: {first_line(error)}") from error
     plan.save(out)
-    Console().print(f"{plan}\n{plan.note}; use it with: accel generate … --plan {out}", style="")
+    console = Console()
+    plan_summary.show(console, plan, str(out))
+    if picture is not None:
+        draw(console, plan, picture)
+    given: dict[str, Any] = {"--model": model}
+    given |= {"--steps": None if steps == 50 else steps, "--guidance": guidance}
+    given |= {"--frames": frames, "--height": height, "--width": width, "--plan": out}
+    options = " ".join(f"{k} {shlex.quote(str(v))}" for k, v in given.items() if v is not None)
+    line = f"  use it  accel generate {shlex.quote(texts[0])} {options}"
+    console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _check(method: Any, steps: int, budget: int | None, speedup: float | None, effort: str) -> None:
+    """Refuse what cannot be before a model is loaded."""
+    searched = isinstance(method, Searched)
+    if searched and (budget is None) == (speedup is None):
+        raise BadInput(
+            "give either --budget N (steps computed, such as 12) or --speedup R (such as 4)"
+        )
+    if budget is not None and budget > steps:
+        raise BadInput(f"--budget must be at most the {steps} steps of a run, got {budget}")
+    if speedup is not None and not speedup > 1:
+        raise BadInput(f"--speedup must be above 1, got {speedup:g}")
+    if effort not in EFFORTS:
+        raise BadInput(f"--effort must be one of {', '.join(EFFORTS)}, got {effort}")
 
 
 def _read(path: Path) -> list[str]:

@@ -1,10 +1,13 @@
 """`accel calibrate` on the shipped models, its plan in `accel generate`, and bad input."""
 
 import json
+import shlex
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
+from accel.caching import TaylorSeer
 from accel.cli import app
 from accel.pipelines import tiny
 from accel.plan import Plan
@@ -42,6 +45,48 @@ def test_a_plan_is_made_and_used(name, tmp_path):
     assert json.loads(used.stdout)["methods"][0]["method"] == type(method).__name__
 
 
+def test_a_budget_gives_a_plan_that_says_what_was_found(tmp_path):
+    call = ("--steps", "6", "--guidance", "3", *SMALL)
+    made = accel("calibrate", "--budget", "3", "--samples", "2", *call, "--picture", "plan.png")
+    assert made.exit_code == 0, made.output
+    plan = Plan.load("plan.json")
+    assert len(plan.methods[0].nodes) == 3 and plan.fingerprint["guidance"] == 3
+    held_out = f"{plan.measured['held_out_db']:.1f} dB PSNR"
+    for text in ("3 of 6 steps, 2.00x fewer", held_out, "full runs of one sample", "weights"):
+        assert text in made.output
+    with Image.open("plan.png") as picture:
+        assert picture.width > 1000
+    line = next(row for row in made.output.splitlines() if row.startswith("  use it  accel "))
+    used = accel(*shlex.split(line)[3:], "--json")
+    assert used.exit_code == 0, used.output
+    assert "note" not in used.stderr  # it is the run that the plan was made for
+    assert json.loads(used.stdout)["computed_fraction"] == pytest.approx(0.5)
+    shown = accel("plan", "plan.json", "--picture", "again.svg")
+    assert shown.exit_code == 0 and held_out in shown.output
+    assert "picture again.svg" in shown.output and (tmp_path / "again.svg").exists()
+
+
+def test_a_speed_up_is_a_budget():
+    made = accel("calibrate", "--speedup", "3", "--samples", "1", "--steps", "6", *SMALL)
+    assert made.exit_code == 0, made.output
+    assert "2 of 6 steps, 3.00x fewer" in made.output
+    assert len(Plan.load("plan.json").methods[0].nodes) == 2
+
+
+def test_plans_without_measurements_are_shown_and_bad_files_named(tmp_path):
+    Plan((TaylorSeer(interval=3),), "mine", "by hand").save("plan.json")
+    shown = accel("plan", "plan.json")
+    assert shown.exit_code == 0 and "TaylorSeer(interval=3)" in shown.output
+    for arguments, message in (
+        (["none.json"], "cannot read the plan none.json"),
+        (["plan.json", "--picture", "plan.png"], "--picture nothing of this plan (TaylorSeer"),
+        (["plan.json", "--picture", "/proc/x/plan.png"], "cannot write there"),
+    ):
+        result = accel("plan", *arguments)
+        assert result.exit_code == 2 and message in result.output, result.output
+        assert "Traceback" not in result.output
+
+
 def test_prompts_come_from_a_file_and_go_round(tmp_path):
     make("wan").save_pretrained(tmp_path / "model")
     (tmp_path / "prompts.txt").write_text("one\n\ntwo\n")
@@ -63,6 +108,12 @@ def test_prompts_come_from_a_file_and_go_round(tmp_path):
         (["--for", "teacache", "--out", "/proc/x/plan.json"], "cannot write there"),
         (["--for", "teacache", "--prompts", "none.txt"], "--prompts none.txt: No such file"),
         (["--for", "deepcache", "--steps", "1"], "DeepCache is not calibrated; these are:"),
+        ([], "give either --budget N (steps computed, such as 12) or --speedup R"),
+        (["--budget", "4", "--speedup", "2"], "give either --budget N"),
+        (["--budget", "51"], "--budget must be at most the 50 steps of a run, got 51"),
+        (["--speedup", "1"], "--speedup must be above 1, got 1"),
+        (["--budget", "4", "--effort", "hard"], "--effort must be one of normal, high"),
+        (["--budget", "4", "--picture", "/proc/x/plan.png"], "--picture /proc/x/plan.png: cannot"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message):

@@ -11,6 +11,9 @@ COLOUR, SECOND, QUIET = "#1f4e79", "#c0504d", "#b8b8b8"
 NUMBERED = 14
 """Most computed steps for which the entries of the map are written into it."""
 
+BLANK = 1e-3
+"""Shares of a segment up to this are left blank."""
+
 
 def draw(
     figure: Any,
@@ -129,8 +132,8 @@ def _weights(
     for j in range(count):
         if shares:
             row = np.array(rule[j], dtype=float)[: j + 1]
-            total = row.sum()
-            table[j, : len(row)] = np.where(row, row / (total if total else 1.0), np.nan)
+            row = row / (row.sum() or 1.0)
+            table[j, : len(row)] = np.where(np.abs(row) > BLANK, row, np.nan)
         elif len(changes) == count:
             for back, weight in enumerate(changes[j]):
                 table[j, j - back] = weight

@@ -1,0 +1,46 @@
+"""The command `accel plan`: what a saved plan holds, in the terminal and as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from . import plan_summary
+from .inputs import BadInput
+from .load import first_line
+from .media import writable
+from .plan import Plan
+
+Picture = Annotated[
+    Path | None, typer.Option(help="Draw the plan into this file (.png, .svg, .pdf, …).")
+]
+
+
+def plan_command(
+    file: Annotated[Path, typer.Argument(help="A plan, such as plan.json.", show_default=False)],
+    picture: Picture = None,
+) -> None:
+    """Show a saved plan: computed steps, what was measured, what it was made for."""
+    try:
+        plan = Plan.load(file)
+    except ValueError as error:
+        raise BadInput(first_line(error)) from None
+    console = Console()
+    plan_summary.show(console, plan, str(file))
+    if picture is not None:
+        draw(console, plan, picture)
+
+
+def draw(console: Console, plan: Plan, picture: Path) -> None:
+    """Write the picture and say where it is."""
+    try:
+        writable(picture.parent)
+        plan.plot(picture)
+    except ValueError as error:
+        raise BadInput(f"--picture {first_line(error)}") from None
+    except OSError as error:
+        raise BadInput(f"--picture {picture}: cannot write there: {error.strerror}") from None
+    console.print(f"  picture {picture}", soft_wrap=True, highlight=False)
