@@ -11,7 +11,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -31,9 +31,14 @@ class Cells:
     one; a cell names its environment by index.
     """
 
-    def __init__(self, path: str | Path, *, seed: int = 0) -> None:
-        """Reads `path` if it is there. `ValueError` if it is not such a file."""
+    def __init__(self, path: str | Path, *, seed: int = 0, beside: Sequence[Path] = ()) -> None:
+        """Reads `path` if it is there. `ValueError` if it is not such a file.
+
+        Args:
+            beside: files of other benchmarks whose cells need not be run again; never written.
+        """
         self.path = Path(path)
+        self._beside = [_read(other)["cells"] for other in beside if other.exists()]
         self._environment = environment(seed)
         self._content: dict[str, Any] = {"environments": [], "cells": {}}
         if self.path.exists():
@@ -44,6 +49,11 @@ class Cells:
         """Finished cells in the order they were first run, each with its `result`."""
         return self._content["cells"]
 
+    def finished(self) -> Iterator[dict[str, Any]]:
+        """Cells of this file and of those beside it."""
+        for known in (self.cells, *self._beside):
+            yield from known.values()
+
     def __contains__(self, key: str) -> bool:
         return key in self.cells
 
@@ -53,8 +63,9 @@ class Cells:
         The file is written once the cell is done; if `compute` raises, the file stays as it was.
         """
         key = name(**fields)
-        if key in self.cells:
-            return self.cells[key]["result"]
+        for known in (self.cells, *self._beside):
+            if key in known:
+                return known[key]["result"]
         start = time.perf_counter()
         result = compute()
         known = self._content["environments"]

@@ -67,11 +67,14 @@ class Row:
         return self.means["adherence_change"] >= -SLACK
 
 
-def rows(cells: Cells, model: str, sampler: str, most: int | None = None) -> list[Row]:
+def rows(
+    cells: Cells, model: str, sampler: str, most: int | None = None, under: str = ""
+) -> list[Row]:
     """Rows of a model's last judged checkpoint, each at its largest number of samples.
 
     Args:
         most: leave judgements on more samples out.
+        under: in what the model or its call differed from how it ships.
     """
     checkpoint = last_checkpoint(cells, model)
     mine = [
@@ -80,6 +83,7 @@ def rows(cells: Cells, model: str, sampler: str, most: int | None = None) -> lis
         if c["fields"].get("model") == model
         and c["fields"].get("checkpoint") == checkpoint
         and c["fields"].get("compared") == sampler
+        and c["fields"].get("under", "") == under
     ]
     times = {
         (c["fields"]["ratio"], setting): (t["speedup"], t["low"], t["high"])

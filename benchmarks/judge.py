@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from functools import cached_property
@@ -30,6 +31,8 @@ class Judge:
         workers: processes that make samples at once; 0 makes them in this one.
         batch: samples a process makes in one go where the method allows it.
         sweep_samples: samples on which settings are compared to choose among them.
+        steps: of the plain run that samples are compared with.
+        under: in what the model or its call differs from how it ships, for the names of cells.
     """
 
     def __init__(
@@ -42,14 +45,20 @@ class Judge:
         workers: int = 2,
         batch: int = 4,
         sweep_samples: int = 4,
+        steps: int = STEPS,
+        under: str = "",
     ) -> None:
-        self.model, self.cells, self.sampler = model, cells, sampler
+        self.model, self.cells, self.sampler, self.steps = model, cells, sampler, steps
+        of = "" if steps == STEPS else f"{steps} steps"
+        self.under = ", ".join(t for t in (of, under) if t)
+        self._kept = {"under": self.under} if self.under else {}
+        name = re.sub("[^a-z0-9.]+", "-", f"{sampler} {self.under}".lower()).strip("-")
         self._workers, self._batch, self._sweep_samples = workers, batch, sweep_samples
         self._references = References(
             folder,
             model,
-            sampler,
-            lambda samples: self._make(plain(sampler, STEPS), samples).frames,
+            name,
+            lambda samples: self._make(plain(sampler, steps), samples).frames,
             chunk=batch * max(workers, 1),
         )
 
@@ -76,6 +85,7 @@ class Judge:
             samples=self._sweep_samples,
             row=setting.row,
             setting=str(setting),
+            **self._kept,
         )
         return Tried(setting, found["psnr"], found["work"])
 
@@ -83,9 +93,10 @@ class Judge:
         """MagCache's ratios, calibrated on the sweep's samples; a cell of its own."""
 
         def calibrate(samples: Sequence[Sample]) -> tuple[float, ...]:
-            with ready(self.model.pipe, plain(self.sampler, STEPS)) as pipe:
+            steps = self.steps
+            with ready(self.model.pipe, plain(self.sampler, steps)) as pipe:
                 return peers.magnitudes(
-                    pipe, lambda other: self.model.call(other, STEPS, samples, "latent"), STEPS
+                    pipe, lambda other: self.model.call(other, steps, samples, "latent"), steps
                 )
 
         def compute() -> dict[str, Any]:
@@ -98,6 +109,7 @@ class Judge:
             "checkpoint": self.model.checkpoint[:12],
             "set": "calibration",
             "solver": self.sampler,
+            **self._kept,
         }
         return tuple(self.cells.run(compute, **fields, of="MagCache")["ratios"])
 
@@ -113,6 +125,7 @@ class Judge:
             "by": setting.by,
             "row": setting.row,
             "setting": str(setting),
+            **self._kept,
         }
         known = self._known(fields, count)
         done = max((n for n in known if n <= count), default=0)
@@ -123,7 +136,7 @@ class Judge:
     def _known(self, fields: dict[str, Any], count: int) -> dict[int, dict[str, Any]]:
         """Results of the same setting by number of samples, whatever ratio it was chosen for."""
         found = {}
-        for cell in self.cells.cells.values():
+        for cell in self.cells.finished():
             rest = {k: v for k, v in cell["fields"].items() if k != "ratio"}
             if {**rest, "samples": count} == fields:
                 found[rest["samples"]] = cell["result"]
@@ -165,7 +178,7 @@ class Judge:
         Every round runs each once, the next in the opposite order; speed-ups are taken round by
         round. The rounds are shared among the workers, one sample at a time.
         """
-        everyone = [plain(self.sampler, STEPS), *settings]
+        everyone = [plain(self.sampler, self.steps), *settings]
 
         def once(number: int) -> list[float]:
             sample = self.model.samples("evaluation", number + 1)[number : number + 1]
@@ -197,6 +210,7 @@ class Judge:
             compared=self.sampler,
             ratio=ratio,
             settings=len(settings),
+            **self._kept,
         )
 
     def _make(self, setting: Setting, samples: Sequence[Sample]) -> Made:
@@ -215,7 +229,7 @@ class Judge:
             [one],
             min(self._workers, 1),
         )
-        return STEPS * made[0].flops[0]
+        return self.steps * made[0].flops[0]
 
     def _work(self, made: Made) -> float:
         return float(np.mean(made.flops)) / self._plain_flops

@@ -31,14 +31,16 @@ def provenance(cells: Cells) -> str:
     text = "## Measured on\n\n"
     for i, e in enumerate(json.loads(cells.path.read_text())["environments"]):
         of = [c for c in cells.cells.values() if c["environment"] == i]
+        if not of:
+            continue
         versions = ", ".join(f"{k} {v}" for k, v in e["versions"].items())
         digests = sorted({c["fields"]["sources"] for c in of if "sources" in c["fields"]})
         days = sorted({c["date"] for c in of})
         passed = sorted({c["fields"]["tests"] for c in of if "tests" in c["fields"]})
         text += (
             f"- {e['cpu']}, {e['cores']} cores, GPU {e['gpu'] or 'none'}, {e['system']}; "
-            f"{e['threads']} thread; seed {e['seed']}; {versions}; {days[0]} to {days[-1]}; "
-            f"digest of the timed sources {', '.join(digests)}; "
-            f"tests before: {', '.join(passed)}\n"
+            f"{e['threads']} thread; seed {e['seed']}; {versions}; {days[0]} to {days[-1]}"
         )
+        text += f"; digest of the timed sources {', '.join(digests)}" if digests else ""
+        text += f"; tests before: {', '.join(passed)}\n" if passed else "\n"
     return text

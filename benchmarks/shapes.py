@@ -16,8 +16,8 @@ from accel.pipelines.tiny.scenes import caption, sample_scene
 from benchmarks.settings import Setting, ready
 from benchmarks.work import WorkCounter
 
-SETS = {"sweep": 3_000_000, "evaluation": 4_000_000}
-"""First seed of the samples on which settings are chosen, and of those on which they are judged."""
+SETS = {"sweep": 3_000_000, "evaluation": 4_000_000, "calibration": 5_000_000}
+"""First seed of the samples on which settings are chosen, judged, and fitted."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,14 @@ class Model:
         return self.pipe.transformer if self.moving else self.pipe.unet
 
     def samples(self, which: str, count: int) -> list[Sample]:
-        """The first `count` samples of the set `which`: held-out captions, seeds of their own."""
+        """The first `count` samples of the set `which`, with seeds of their own.
+
+        Captions are held-out ones, for calibration such as the model was trained on.
+        """
         first = SETS[which]
         rng = np.random.default_rng(first)
-        scenes = [sample_scene(rng, self.moving, "heldout") for _ in range(count)]
+        split = "train" if which == "calibration" else "heldout"
+        scenes = [sample_scene(rng, self.moving, split) for _ in range(count)]
         return [Sample(caption(scene), first + i) for i, scene in enumerate(scenes)]
 
     def make(self, setting: Setting, samples: Sequence[Sample]) -> Made:

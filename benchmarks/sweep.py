@@ -44,9 +44,14 @@ def limit(ratio: float) -> float:
     return 1 / ratio + 0.03
 
 
-def budget(ratio: float) -> int:
-    """Most computed steps at `ratio`, of `STEPS`."""
-    return int(limit(ratio) * STEPS + 1e-9)
+def budget(ratio: float, steps: int = STEPS) -> int:
+    """Most computed steps at `ratio`, of `steps`."""
+    return int(limit(ratio) * steps + 1e-9)
+
+
+def ratio_of(computed: int, steps: int = STEPS) -> float:
+    """The ratio whose limit is `computed` of `steps` and nothing above it."""
+    return 1 / (computed / steps - (limit(1) - 1))
 
 
 def within(work: float, ratio: float) -> bool:
@@ -69,6 +74,7 @@ class Sweep:
         spacings: ways in which the model's solvers place timesteps, as `settings.solver` names
             them; one only in flow matching, which places noise levels.
         recipes: the family's recipes by name, each a method.
+        steps: of the plain run.
     """
 
     def __init__(
@@ -78,9 +84,10 @@ class Sweep:
         sampler: str = settings.OWN,
         spacings: tuple[str, ...] = ("",),
         recipes: Mapping[str, Method] | None = None,
+        steps: int = STEPS,
     ) -> None:
         self._attempt, self._magnitudes, self._recipes = attempt, magnitudes, recipes or {}
-        self._sampler, self._spacings = sampler, spacings
+        self._sampler, self._spacings, self._steps = sampler, spacings, steps
 
     def choose(self, row: str, ratio: float) -> Setting | None:
         """The best of all that is tried for `row` at `ratio`, None if none is within the limit.
@@ -98,11 +105,11 @@ class Sweep:
 
     def output(self, row: str, ratio: float) -> list[Setting]:
         """Ours on the output: schedules at order 1, then other forecasters at the best."""
-        released = _ours(ratio, warmup=3, last=True)
+        released = self._ours(ratio, warmup=3, last=True)
         settled = [
             method
             for warmup, last in SCHEDULES
-            for method in _ours(ratio, warmup=warmup, last=last, settle=warmup > 1)
+            for method in self._ours(ratio, warmup=warmup, last=last, settle=warmup > 1)
         ]
         tried = [self._of(row, method) for method in (*settled, *released)]
         schedule = self._best(tried, ratio)
@@ -119,7 +126,7 @@ class Sweep:
         tried = [
             self._of(row, method)
             for warmup, last in SCHEDULES
-            for method in _theirs(ratio, warmup=warmup, last=last)
+            for method in self._theirs(ratio, warmup=warmup, last=last)
         ]
         schedule = self._best(tried, ratio)
         return tried + [self._of(row, replace(schedule, order=order)) for order in (0, 2)]
@@ -149,10 +156,13 @@ class Sweep:
         import cache_dit
 
         presets = ("slow", "medium", "fast", "ultra")
-        masks = [tuple(cache_dit.steps_mask(total_steps=STEPS, mask_policy=p)) for p in presets]
-        masks += [_even(interval) for interval in range(2, 12)]
+        steps = self._steps
+        masks = [tuple(cache_dit.steps_mask(total_steps=steps, mask_policy=p)) for p in presets]
+        masks += [
+            peers.mask([*range(0, steps, interval), steps - 1], steps) for interval in range(2, 12)
+        ]
         # its first block runs on every step: that much less is left for whole steps
-        work = [FIRST_BLOCK + (1 - FIRST_BLOCK) * sum(mask) / STEPS for mask in masks]
+        work = [FIRST_BLOCK + (1 - FIRST_BLOCK) * sum(mask) / steps for mask in masks]
         fitting = [m for m, w in zip(masks, work, strict=True) if within(w, ratio)]
         slow_to_fast = sorted(fitting, key=sum, reverse=True)
         return [self._of(row, peers.CacheDiT(order=1, mask=mask)) for mask in slow_to_fast[:2]]
@@ -173,7 +183,8 @@ class Sweep:
         """A plain solver with as few steps, its timesteps laid in each way it offers."""
         name = row.split(" with ")[0]
         kind = self._sampler if name == settings.OWN else name
-        return [replace(plain(kind + s, budget(ratio)), row=row) for s in self._spacings]
+        computed = budget(ratio, self._steps)
+        return [replace(plain(kind + s, computed), row=row) for s in self._spacings]
 
     def recipe(self, row: str, ratio: float) -> list[Setting]:
         """A recipe of the family, at the largest ratio that it is within."""
@@ -188,8 +199,26 @@ class Sweep:
         """Settings that are the same for all ratios: what they skip depends on the sample."""
         return [self._of(row, method) for method in GRIDS[row]]
 
+    def _ours(self, ratio: float, **fields: Any) -> list[TaylorSeer]:
+        """TaylorSeer at the smallest interval that computes few enough steps; none if none does."""
+        steps = self._steps
+        for interval in range(1, steps):
+            method = TaylorSeer(interval=interval, **fields)
+            computed = sum(method.policy.computes(i, steps) for i in range(steps))
+            if computed <= budget(ratio, steps):
+                return [method]
+        return []
+
+    def _theirs(self, ratio: float, **fields: Any) -> list[settings.TaylorSeer]:
+        """diffusers' TaylorSeer, likewise."""
+        for interval in range(1, self._steps):
+            method = settings.TaylorSeer(interval=interval, **fields)
+            if len(method.computed(self._steps)) <= budget(ratio, self._steps):
+                return [method]
+        return []
+
     def _of(self, row: str, method: Method | peers.Peer) -> Setting:
-        return Setting(row, method, self._sampler)
+        return Setting(row, method, self._sampler, self._steps)
 
     def _best(self, tried: list[Setting], ratio: float) -> Any:
         found = best([self._attempt(setting) for setting in tried], ratio)
@@ -252,26 +281,3 @@ PICTURE = (
 """Rows of a U-Net with a variance-preserving schedule."""
 EULER = ("TaylorSeer output", "own with as few steps", "diffusers TaylorSeer lite")
 """Rows of the video model that are repeated with flow Euler."""
-
-
-def _even(interval: int) -> tuple[int, ...]:
-    """Every `interval`-th step and the last, as a step mask."""
-    return peers.mask([*range(0, STEPS, interval), STEPS - 1], STEPS)
-
-
-def _ours(ratio: float, **fields: Any) -> list[TaylorSeer]:
-    """TaylorSeer at the smallest interval that computes few enough steps; none if none does."""
-    for interval in range(1, STEPS):
-        method = TaylorSeer(interval=interval, **fields)
-        if sum(method.policy.computes(i, STEPS) for i in range(STEPS)) <= budget(ratio):
-            return [method]
-    return []
-
-
-def _theirs(ratio: float, **fields: Any) -> list[settings.TaylorSeer]:
-    """diffusers' TaylorSeer, likewise."""
-    for interval in range(1, STEPS):
-        method = settings.TaylorSeer(interval=interval, **fields)
-        if len(method.computed(STEPS)) <= budget(ratio):
-            return [method]
-    return []

@@ -1,0 +1,102 @@
+"""Plans of a benchmark: each fitted once on samples of their own, and judged like everything."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import accel
+from accel.plan import Plan
+from benchmarks.judge import Judge
+from benchmarks.settings import Setting, plain, ready
+from benchmarks.shapes import SETS
+from benchmarks.sweep import Sweep, ratio_of
+
+ROWS = {"normal": "Planned", "high": "Planned, effort high", "gradient": "Planned, gradient fit"}
+"""Effort of the calibration -> row of the table."""
+SAMPLES = 8
+"""Calibration samples of a plan where nothing else is said."""
+SOURCES = Path(__file__).resolve().parents[1] / "caching"
+
+
+def code() -> str:
+    """A digest of the planner: plans of another version are made anew."""
+    total = hashlib.sha256()
+    for path in [SOURCES / "planned.py", *sorted((SOURCES / "planning").glob("*.py"))]:
+        if path.name != "picture.py":
+            total.update(path.read_bytes())
+    return total.hexdigest()[:8]
+
+
+class Bench:
+    """Plans and their rivals for one model, solver and number of steps.
+
+    Args:
+        rivals: rows of the fidelity benchmark's sweep.
+    """
+
+    def __init__(self, judge: Judge, rivals: Iterable[str] = ()) -> None:
+        self.judge, self._rivals = judge, tuple(rivals)
+        spaced = () if judge.model.moving else (":trailing", ":linspace")
+        self._sweep = Sweep(
+            judge.attempt, judge.magnitudes, judge.sampler, ("", *spaced), steps=judge.steps
+        )
+
+    def plan(self, budget: int, samples: int = SAMPLES, effort: str = "normal") -> Plan:
+        """A plan of `budget` computed steps, fitted once."""
+        judge = self.judge
+
+        def compute() -> dict[str, Any]:
+            texts = [s.caption for s in judge.model.samples("calibration", samples)]
+            with ready(judge.model.pipe, plain(judge.sampler, judge.steps)) as pipe:
+                plan = accel.calibrate(
+                    pipe,
+                    texts,
+                    steps=judge.steps,
+                    budget=budget,
+                    effort=effort,
+                    seed=SETS["calibration"],
+                    progress=False,
+                    **judge.model.options,
+                )
+            return {"plan": json.loads(plan.to_json())}
+
+        found = judge.cells.run(
+            compute,
+            model=judge.model.name,
+            checkpoint=judge.model.checkpoint[:12],
+            set="plan",
+            solver=judge.sampler,
+            steps=judge.steps,
+            budget=budget,
+            samples=samples,
+            effort=effort,
+            guidance=judge.model.options["guidance_scale"],
+            height=judge.model.options["height"],
+            under=judge.under,
+            code=code(),
+        )
+        return Plan.from_json(json.dumps(found["plan"]))
+
+    def judged(self, plan: Plan, row: str, budget: int, count: int) -> dict[str, Any]:
+        """A plan on `count` held-out samples; under another condition it is moved there."""
+        steps = self.judge.steps
+        setting = Setting(row, plan.methods[0], self.judge.sampler, steps)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that it was made for something else
+            return self.judge.evaluate(setting, label(budget, steps), count)
+
+    def rivals(self, budget: int) -> list[Setting]:
+        """The best setting of every row that computes no more than `budget` steps' work."""
+        ratio = ratio_of(budget, self.judge.steps)
+        found = (self._sweep.choose(row, ratio) for row in self._rivals)
+        return [setting for setting in found if setting is not None]
+
+
+def label(budget: int, steps: int) -> float:
+    """How many times fewer steps, as cells and tables name it."""
+    return round(steps / budget, 4)
