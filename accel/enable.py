@@ -14,7 +14,7 @@ from .budget import Budget
 from .family import Family
 from .fingerprint import Watch
 from .memory import sized
-from .method import Method, Site
+from .method import LEVELS, Method, Site
 from .patch import PatchStack
 from .plan import FILE, Plan, describe
 from .recorder import Recorder
@@ -180,8 +180,8 @@ def _install(
         recorder.install(pipe, clock, patches)
         if plan.max_bytes is not None:
             Budget(pipe, plan, family, clock, recorder).install(patches)
-        for method in plan.methods:
-            method.install(site)
+        for method in sorted(plan.methods, key=lambda m: LEVELS.index(m.level)):
+            method.install(site)  # outermost first
         if plan.fingerprint:
             clock.on_begin.append(watch)
         for name, module in denoisers.items():

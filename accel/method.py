@@ -57,6 +57,10 @@ class Method(abc.ABC):
     def expect(self, site: Site, steps: int) -> str:
         """One line for `explain()`: what a run of `steps` steps will compute and keep."""
 
+    def claimed(self) -> tuple[str, ...]:
+        """What this method, as set, alone decides."""
+        return (self.claims,) if self.claims else ()
+
     def supports(self, family: Family) -> bool:
         """Whether this method, as set, can work on `family`."""
         return family.kind in self.kinds

@@ -60,9 +60,9 @@ class Plan:
                 names = type(first).__name__, type(second).__name__
                 if names[0] == names[1]:
                     raise ValueError(f"{names[0]} is given twice; give it once")
-                if first.claims and first.claims == second.claims:
+                if shared := sorted(set(first.claimed()) & set(second.claimed())):
                     raise ValueError(
-                        f"{names[0]} and {names[1]} cannot be combined: both are {first.claims} "
+                        f"{names[0]} and {names[1]} cannot be combined: both are {shared[0]} "
                         f"methods and decide which steps are computed; enable one of them"
                     )
 

@@ -180,6 +180,7 @@ class Recorder:
         work, counted = 1.0, self._work[_key(call)]
         for name, share in call.skipped.items():
             work -= share * counted.share(self.skips[name][call.denoiser])
+        work *= call.rows
         return Row(step.index, step.sigma, step.branch, call.denoiser, call.action, work)
 
 

@@ -51,16 +51,23 @@ class Call:
         action: "computed", "forecast" or "reused".
         skipped: skip sets left out (`Recorder.skips`), with the share of each that was: below 1
             where some rows of a batch, or some tokens, were computed.
+        rows: share of the rows of the batch that went on to what is skipped.
     """
 
     step: Step
     denoiser: str
     action: str = "computed"
     skipped: dict[str, float] = field(default_factory=dict)
+    rows: float = 1.0
 
     def leave_out(self, name: str, action: str, share: float = 1.0) -> None:
         """Note that `share` of the skip set `name` is not computed in this call."""
         self.action, self.skipped[name] = action, share
+
+    def keep_rows(self, name: str, action: str, share: float) -> None:
+        """Note that but `share` of the rows reach what comes inside of the skip set `name`."""
+        self.leave_out(name, action, 0.0)
+        self.rows *= share
 
 
 @dataclass(eq=False)

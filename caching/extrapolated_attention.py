@@ -6,11 +6,11 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from accel.batch_parts import joined, part_of
 from accel.memory import Kept
 from accel.method import Site
 
 from .attention import attention_modules
-from .batch_parts import joined, part_of
 from .state import Cache, State
 
 

@@ -68,6 +68,10 @@ class FasterCache(Method):
             **{n: (0 <= getattr(self, n) <= 1, "a fraction from 0 to 1") for n in fractions},
         )
 
+    def claimed(self) -> tuple[str, ...]:
+        """A guidance method too, unless that half is off."""
+        return ("caching", "guidance") if self.guidance_interval > 1 else ("caching",)
+
     def computes_attention(self, index: int, total: int) -> bool:
         """Whether step `index` of a run of `total` must compute attention."""
         interval = self.attention_interval

@@ -8,14 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 from torch.utils._pytree import tree_map
 
-from accel.family import select_rows
+from accel.batch_parts import cloned, is_tensor, joined, part_of, stream_of, tensors_in
+from accel.branches import may_hold_both, rows_of_branch, same_samples
 from accel.memory import Kept
 from accel.method import Site
 
-from .batch_parts import cloned, is_tensor, joined, part_of, stream_of, tensors_in
 from .extrapolated_attention import ExtrapolatedAttention
 from .forecasters import hold
 from .frequency_delta import difference, grid_of, uncond_from
@@ -74,7 +73,7 @@ class GuidanceCache:
         run = functools.partial(self.attention.run, name, call)
         call_now = Evaluation(name, state, run, args, kwargs)
         branch, _, number = step.branch.partition("#")
-        if self._halved(step.branch, args, kwargs):
+        if may_hold_both(self.site, args, kwargs):
             return self._fused(call_now)
         if self.settings.guidance_interval > 1 and branch == "uncond":
             return self._uncond(call_now, self._cond.pop((name, number), None))
@@ -83,37 +82,19 @@ class GuidanceCache:
             self._cond[name, number] = (step.index, cloned(value))
         return value
 
-    def _halved(self, branch: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-        """Whether this call may hold both branches in one batch."""
-        family, pipe = self.site.family, self.site.pipe
-        return (
-            len(family.fused) == 2
-            and branch in ("both", "0")
-            and len(stream_of(family.stream, args, kwargs)) % 2 == 0
-            and guided(pipe) is not False
-            and not getattr(pipe, "do_perturbed_attention_guidance", False)
-        )
-
     def _fused(self, now: Evaluation) -> Any:
         order = self.site.family.fused
         self._check(now, stream_of(self.site.family.stream, now.args, now.kwargs))
         if self._skips(now.state) and self._is_guided(now):
             self._leave_out(0.5)
-            cond = now.run(("cond",), 0.5, (), self._rows(now, order.index("cond")))
+            rows = rows_of_branch(self.site, now.name, "cond", now.args, now.kwargs)
+            cond = now.run(("cond",), 0.5, (), rows)
             both = {"cond": cond, "uncond": self._guess(now.state, cond)}
             return joined([both[branch] for branch in order])
         value = now.run(order, 1.0, now.args, now.kwargs)
         halves = {branch: part_of(value, i, 2) for i, branch in enumerate(order)}
         self._keep(now, halves["uncond"], halves["cond"])
         return value
-
-    def _rows(self, now: Evaluation, half: int) -> dict[str, Any]:
-        """The arguments of one half of the batch."""
-        family, denoiser = self.site.family, self.site.denoisers[now.name]
-        hidden = stream_of(family.stream, now.args, now.kwargs)
-        count = len(hidden) // 2
-        rows = torch.arange(half * count, (half + 1) * count, device=hidden.device)
-        return select_rows(family, denoiser, now.args, now.kwargs, rows)
 
     def _uncond(self, now: Evaluation, cond: tuple[int, Any] | None) -> Any:
         if cond is None or cond[0] != self.site.clock.step.index:
@@ -141,14 +122,9 @@ class GuidanceCache:
         told.leave_out(self.label, "forecast", share)
 
     def _is_guided(self, now: Evaluation) -> bool:
-        """Whether the halves of the batch are the branches of the same samples.
-
-        Pipelines that do not say so give both the same latents; looked at once, after the first
-        step, when samples that merely began alike have parted.
-        """
+        """Whether the halves of the batch are the branches of the same samples; looked at once."""
         if GUIDED not in now.state.extra:
-            halves = stream_of(self.site.family.stream, now.args, now.kwargs).chunk(2)
-            now.state.extra[GUIDED] = guided(self.site.pipe) or torch.equal(*halves)
+            now.state.extra[GUIDED] = same_samples(self.site, now.args, now.kwargs)
         return bool(now.state.extra[GUIDED])
 
     def _check(self, now: Evaluation, value: Any) -> None:
@@ -182,11 +158,3 @@ class GuidanceCache:
         return tree_map(
             lambda v: uncond_from(v, next(deltas), *factors) if is_tensor(v) else v, cond
         )
-
-
-def guided(pipe: Any) -> bool | None:
-    """Whether the run going on uses classifier-free guidance; None if the pipeline hides it."""
-    told = getattr(pipe, "do_classifier_free_guidance", None)
-    if told is None and (scale := getattr(pipe, "guidance_scale", None)) is not None:
-        told = scale > 1
-    return None if told is None else bool(told)

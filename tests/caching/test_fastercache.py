@@ -182,7 +182,7 @@ def test_samples_alone_are_no_branches(name):
 
 @pytest.mark.parametrize("guidance", [4.0, 1.0])
 def test_pipelines_that_hide_their_guidance_are_looked_at(monkeypatch, guidance):
-    monkeypatch.setattr("accel.caching.guidance_cache.guided", lambda pipe: None)
+    monkeypatch.setattr("accel.branches.guided", lambda pipe: None)
     pipe = make("sd")
     pipe.enable_acceleration(GUIDANCE_ONLY)
     if guidance == 4:
