@@ -11,7 +11,7 @@ from torch import Tensor
 BLOCKS = (64, 128)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BlockLayout:
     """Rows of key blocks, one per batch entry, head and query block, in that order.
 

@@ -1,15 +1,44 @@
-"""Portable torch: the key blocks of each query block side by side, then ordinary attention."""
+"""Portable torch: the keys of each query block side by side, then ordinary attention."""
 
 from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..layout import BlockLayout
 
+SMALL = 2**17
+"""Bytes of keys and values up to which query blocks are computed together."""
+
+SPLIT = 32
+"""Queries that one thread of torch's attention on the CPU takes at a time."""
+
+
+class Span(NamedTuple):
+    """Queries of one head that attend to the same keys; both as (first, end) tokens."""
+
+    batch: int
+    head: int
+    queries: tuple[int, int]
+    keys: tuple[tuple[int, int], ...]
+
 
 class Gather:
-    """One attention per query block; reads the layout on the host, so meant for the CPU."""
+    """One attention per run of query blocks with the same keys.
+
+    Neighbouring key blocks are sliced and not copied. It reads the layout on the host, once per
+    layout, so it is meant for the CPU; elsewhere it runs, slowly.
+    """
+
+    def __init__(self) -> None:
+        self._spans: weakref.WeakKeyDictionary[BlockLayout, list[Span]] = (
+            weakref.WeakKeyDictionary()
+        )
 
     def why_not(self, q: Tensor, layout: BlockLayout) -> str | None:
         return None
@@ -18,29 +47,105 @@ class Gather:
         self, q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, scale: float
     ) -> tuple[Tensor, Tensor]:
         group = q.shape[2] // k.shape[2]
-        out = torch.zeros_like(q)
-        lse = q.new_full(
-            (q.shape[0], q.shape[2], q.shape[1]),
-            -torch.inf,
-            dtype=torch.promote_types(q.dtype, torch.float32),
-        )
-        ptr, col = layout.row_ptr.tolist(), layout.col.tolist()
-        shape = (layout.batch, layout.heads, -1)
-        q_start, k_start = (s.expand(shape).tolist() for s in (layout.q_start, layout.k_start))
-        row = 0
-        for b in range(layout.batch):
-            for h in range(layout.heads):
-                queries, keys = q_start[b][h], k_start[b][h]
-                for i in range(layout.blocks_q):
-                    blocks = sorted(col[ptr[row] : ptr[row + 1]])
-                    row += 1
-                    rows = slice(queries[i], queries[i + 1])
-                    if not blocks or rows.start == rows.stop:
-                        continue
-                    spans = [slice(keys[j], keys[j + 1]) for j in blocks]
-                    near = torch.cat([k[b, s, h // group] for s in spans])
-                    value = torch.cat([v[b, s, h // group] for s in spans])
-                    scores = (q[b, rows, h].to(lse.dtype) @ near.to(lse.dtype).mT) * scale
-                    lse[b, h, rows] = scores.logsumexp(-1)
-                    out[b, rows, h] = (scores.softmax(-1) @ value.to(lse.dtype)).to(q.dtype)
-        return out, lse
+        if layout not in self._spans:
+            self._spans[layout] = spans_of(layout)
+        found = self._spans[layout]
+        query, key, value = (t.transpose(1, 2) for t in (q, k, v))
+        if any(len(span.keys) > 1 for span in found):
+            key, value = key.contiguous(), value.contiguous()
+        out = torch.zeros_like(query)
+        wide = torch.promote_types(q.dtype, torch.float32)
+        lse = torch.full(query.shape[:3], -torch.inf, dtype=wide, device=q.device)
+        queries, keys, values, outs, sums = (_by_head(t) for t in (query, key, value, out, lse))
+        for spans in chunks(found, 2 * q.shape[-1] * q.element_size()):
+            own = [(span.batch, span.head) for span in spans]
+            shared = [(span.batch, span.head // group) for span in spans]
+            rows = [_narrow(queries[at], span.queries) for at, span in zip(own, spans, strict=True)]
+            near = [_joined(keys[at], span.keys) for at, span in zip(shared, spans, strict=True)]
+            what = [_joined(values[at], span.keys) for at, span in zip(shared, spans, strict=True)]
+            o, total = attend_densely(_stacked(rows), _stacked(near), _stacked(what), scale)
+            for i, (at, span) in enumerate(zip(own, spans, strict=True)):
+                _narrow(outs[at], span.queries).copy_(o[i : i + 1])
+                _narrow(sums[at], span.queries).copy_(total[i : i + 1])
+        return out.transpose(1, 2), lse
+
+
+def attend_densely(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Attention of q (R, 1, L, D) to k and v (R, 1, N, D), and its log-sum-exp (R, 1, L)."""
+    if q.device.type == "cpu":
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, scale=scale)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    scores = (q.to(wide) @ k.to(wide).mT) * scale
+    return (scores.softmax(-1) @ v.to(wide)).to(q.dtype), scores.logsumexp(-1)
+
+
+def spans_of(layout: BlockLayout) -> list[Span]:
+    """What there is to compute, read on the host; queries that attend to nothing are left out."""
+    heads = (layout.batch, layout.heads, -1)
+    rows = torch.nn.functional.pad(layout.dense().to(torch.int8), (1, 1)).diff(dim=-1)
+    k_start = layout.k_start.expand(heads)
+    b, h, i, first = (rows == 1).nonzero(as_tuple=True)
+    end = (rows == -1).nonzero(as_tuple=True)[3]
+    tokens = torch.stack([b, h, i, k_start[b, h, first], k_start[b, h, end]], -1).tolist()
+    q_start = layout.q_start.expand(heads).tolist()
+    found: list[Span] = []
+    for (batch, head, row), runs in itertools.groupby(tokens, key=lambda t: tuple(t[:3])):
+        first_query, end_query = q_start[batch][head][row : row + 2]
+        if first_query == end_query:
+            continue
+        keys = tuple(_merged((lo, hi) for *_, lo, hi in runs))
+        last = found[-1] if found else None
+        if last and (last.batch, last.head, last.keys) == (batch, head, keys):
+            if last.queries[1] == first_query:
+                found[-1] = last._replace(queries=(last.queries[0], end_query))
+                continue
+        found.append(Span(batch, head, (first_query, end_query), keys))
+    return found
+
+
+def _merged(runs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Runs that touch, as those around an empty block do, become one."""
+    merged: list[tuple[int, int]] = []
+    for first, end in runs:
+        if merged and merged[-1][1] == first:
+            merged[-1] = (merged[-1][0], end)
+        else:
+            merged.append((first, end))
+    return merged
+
+
+def chunks(spans: list[Span], bytes_per_key: int) -> Iterator[list[Span]]:
+    """Spans of equal shape to compute together: few, so that their keys stay in the cache."""
+    groups: dict[tuple[int, int], list[Span]] = {}
+    for span in spans:
+        count = sum(end - first for first, end in span.keys)
+        groups.setdefault((span.queries[1] - span.queries[0], count), []).append(span)
+    for (rows, count), alike in groups.items():
+        busy = -(-torch.get_num_threads() * SPLIT // rows)
+        size = max(1, busy, SMALL // (count * bytes_per_key))
+        for first in range(0, len(alike), size):
+            yield alike[first : first + size]
+
+
+def _by_head(tensor: Tensor) -> dict[tuple[int, int], Tensor]:
+    """(1, 1, S, ...) views of every head of a (B, H, S, ...) tensor."""
+    return {
+        (b, h): head
+        for b, entry in enumerate(tensor.split(1))
+        for h, head in enumerate(entry.split(1, 1))
+    }
+
+
+def _narrow(tokens: Tensor, run: tuple[int, int]) -> Tensor:
+    return tokens.narrow(2, run[0], run[1] - run[0])
+
+
+def _joined(tokens: Tensor, runs: tuple[tuple[int, int], ...]) -> Tensor:
+    """(1, 1, N, D): the tokens of all runs; a view where there is one."""
+    pieces = [_narrow(tokens, run) for run in runs]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 2)
+
+
+def _stacked(parts: list[Tensor]) -> Tensor:
+    """(R, 1, N, D); a view of one."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
