@@ -148,6 +148,12 @@ def even(tokens: int, size: int) -> list[int]:
 
 
 @once
+def in_order(grid: TokenGrid, size: int, device: torch.device) -> Blocks:
+    """Blocks of `size` tokens in the order the tokens come in."""
+    return cut(grid, size, device)
+
+
+@once
 def by_frame(grid: TokenGrid, size: int, device: torch.device) -> tuple[Blocks, Tensor]:
     """Blocks that never straddle two frames, as even as can be, and (n,) long the frame of each.
 

@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 
 from accel.method import check_fields
 
-from ..blocks import cut, routing
+from ..blocks import in_order, routing
 from ..layout import BLOCKS
 from ..pattern import Place, Routing
 from ..selection import force, select
@@ -51,7 +51,7 @@ class XAttention:
         grid = place.grid
         video = slice(grid.text_first, grid.text_first + grid.video)
         share = self.scores(q[:, video], k[:, video])
-        blocks = cut(grid, self.block, q.device)
+        blocks = in_order(grid, self.block, q.device)
         map = blocks.text.new_zeros(q.shape[0], q.shape[2], blocks.count, blocks.count)
         map[..., blocks.video, blocks.video] = select(share, mass=self.mass, minimum=self.minimum)
         return routing(force(map, blocks.text, blocks.text), blocks, blocks, q.shape[0], q.shape[2])
