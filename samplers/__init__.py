@@ -11,10 +11,12 @@ from .adams_bashforth import AdamsBashforth
 from .dpm_solver import DPMSolver
 from .pseudo_corrector import PseudoCorrector
 from .region_adaptive import RegionAdaptive
+from .sampler import SOLVERS, Sampler
 from .unipc import UniPC
 
 METHODS: dict[str, type[Method]] = {
     "RegionAdaptive": RegionAdaptive,
+    "Sampler": Sampler,
 }
 
 __all__ = [
@@ -23,6 +25,8 @@ __all__ = [
     "DPMSolver",
     "PseudoCorrector",
     "RegionAdaptive",
+    "SOLVERS",
+    "Sampler",
     "SchedulerMixin",  # diffusers looks for it beside a scheduler that it loads
     "UniPC",
 ]
