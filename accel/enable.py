@@ -52,6 +52,11 @@ class Acceleration:
         if plan.name:
             lines[0] += f", recipe {plan.name}"
         lines += [f"  {describe(m)}: {m.expect(site, steps)}" for m in plan.methods]
+        if len(site.denoisers) > 1:
+            lines.append(
+                f"  {' and '.join(site.denoisers)} take turns, each with a warm-up of its own: "
+                f"a method that has one computes more steps than this says"
+            )
         lines += self._memory()
         if plan.note:
             lines.append(f"  settings: {plan.note}")

@@ -203,6 +203,12 @@ def test_a_report_before_any_run_is_refused():
         pipe.acceleration.report()
 
 
+def test_explain_says_that_each_of_two_denoisers_warms_up():
+    two, one = (make(name).enable_acceleration(THIRD) for name in ("wan22", "wan"))
+    assert "transformer and transformer_2 take turns" in two.explain(5)
+    assert "take turns" not in one.explain(5)
+
+
 def test_explain_says_what_a_run_will_do():
     pipe = make("wan")
     text = pipe.enable_acceleration(HALF).explain(5)
