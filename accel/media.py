@@ -105,7 +105,7 @@ def side_by_side(left: np.ndarray, right: np.ndarray, labels: tuple[str, str]) -
     canvas = Image.new("RGB", (total, bar), BAR)
     draw = ImageDraw.Draw(canvas)
     for x, label in zip((0, width + GAP), labels, strict=True):
-        font = _font(label, width - 16, bar // 2)
+        font = font_for(label, width - 16, bar // 2)
         draw.text((x + 8, bar / 2), label, TEXT, font, anchor="lm")
     frames = np.empty((count, height + bar + height % 2, total + total % 2, 3), np.uint8)
     frames[:] = canvas.getpixel((0, 0))
@@ -115,7 +115,7 @@ def side_by_side(left: np.ndarray, right: np.ndarray, labels: tuple[str, str]) -
     return frames
 
 
-def _font(label: str, width: int, size: int) -> Any:
+def font_for(label: str, width: int, size: int) -> Any:
     """The largest font up to `size` pixels in which `label` is at most `width` wide."""
     for pixels in range(size, 7, -1):
         font = ImageFont.load_default(pixels)

@@ -167,3 +167,24 @@ class Report:
         )
         figure.savefig(path, dpi=120)
         return Path(path)
+
+    def plot_regions(self, path: str | Path, picture: Any = None, sample: int = 0) -> Path:
+        """Draw which regions each step computed: under a blue veil where it did not.
+
+        Args:
+            path: `.png` for a sheet, `.mp4` to play it.
+            picture: what the run made, to draw over: a picture or the frames of a video, bytes or
+                floats in [0, 1]; None draws over the latents.
+            sample: which of the batch.
+
+        Raises:
+            ValueError: no method of this run chose regions, or one of the arguments is wrong.
+        """
+        if self.regions is None:
+            raise ValueError(
+                f"{self.methods} computes all tokens of every step it computes; regions are "
+                f"drawn of runs with RegionAdaptive"
+            )
+        from .region_picture import draw
+
+        return draw(self.regions, path, picture, sample)
