@@ -59,7 +59,9 @@ class Work:
         console.log(f"{self.model.name}: {what}", highlight=False)
 
     def bench(self, sampler: str = OWN, only: list[str] | None = None, **how: object) -> Bench:
-        order = VIDEO if self.model.moving else PICTURE
+        order = [*(VIDEO if self.model.moving else PICTURE)]
+        if sampler == "euler":  # of other solvers with as few steps, the best there is
+            order[order.index("euler with as few steps")] = "unipc with as few steps"
         rows = (r for r in order if r in (only or order) and not r.startswith("recipe"))
         return Bench(self._make(self.model, sampler=sampler, **how), rows)
 
@@ -102,13 +104,13 @@ class Work:
                 there = Bench(judge)
                 for budget in budgets:
                     self.check(f"{condition.name}: {budget} of {STEPS}")
-                    plan = bench.plan(budget)
-                    there.judged(plan, "Planned, as it was", budget, count)
+                    plan, fewer = bench.plan(budget), -(-budget * steps // STEPS)
+                    there.judged(plan, "Planned, as it was", fewer, count)
                     if condition.steps:
                         bare = replace(plan, methods=(replace(plan.methods[0], weights=()),))
-                        there.judged(bare, "Planned, as it was, not fitted", budget, count)
-                    anew = there.plan(budget)
-                    there.judged(anew, "Planned, made anew", budget, count)
+                        there.judged(bare, "Planned, as it was, not fitted", fewer, count)
+                    anew = there.plan(fewer)
+                    there.judged(anew, "Planned, made anew", fewer, count)
 
     def samples(self, bench: Bench, budgets: tuple[int, ...], count: int) -> None:
         """Plans from fewer and from more calibration samples."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import accel
+import accel.caching
 from accel.plan import Plan
 from benchmarks.judge import Judge
 from benchmarks.settings import Setting, plain, ready
@@ -20,7 +21,7 @@ ROWS = {"normal": "Planned", "high": "Planned, effort high", "gradient": "Planne
 """Effort of the calibration -> row of the table."""
 SAMPLES = 8
 """Calibration samples of a plan where nothing else is said."""
-SOURCES = Path(__file__).resolve().parents[1] / "caching"
+SOURCES = Path(accel.caching.__file__).parent
 
 
 def code() -> str:

@@ -20,9 +20,12 @@ def moved(
 ) -> tuple[tuple[int, ...], Weights]:
     """Nodes and fitted weights of a plan, in a run at other noise levels.
 
-    A node goes to the step nearest to it in noise level, two never to the same one. What a fit
-    added is proportional to the length of its segment in noise level, so it is scaled by the ratio
-    of the new length to the old; where that is beyond `STRETCH` nothing is added.
+    The share of computed steps stays (rounded up): in a run of as many steps every node goes to the nearest
+    noise level; with fewer or more, nodes are interpolated between those of the plan, so that they
+    lie as densely as before where they lay densely. What a fit added is interpolated likewise, as
+    a share of its segment's length in noise level. A segment that comes out at another length
+    than that, by more than `STRETCH`, or that wants outputs from before the run, gets nothing
+    added.
 
     Args:
         nodes: computed steps of `steps`, rising, the first 0.
@@ -32,7 +35,7 @@ def moved(
         levels: (total,) noise levels of the run.
 
     Returns:
-        Nodes, no more than `total`, and weights of each; no weights where every step is computed.
+        Nodes, no two the same, and weights of each; no weights where every step is computed.
     """
     total = len(levels)
     before, after = _known(own), _known(levels)
@@ -40,21 +43,37 @@ def moved(
         before, after = 1 - np.arange(steps) / steps, 1 - np.arange(total) / total
     elif total == steps and np.allclose(before, after, rtol=ALIKE, atol=0):
         return tuple(nodes), weights
-    kept = list(range(min(len(nodes), total)))
-    if len(kept) == total:
-        return tuple(kept), ()
-    # levels fall, and np.interp wants what it looks up in to rise
-    places = np.interp(-before[list(nodes)], -after, np.arange(total))
+    count = min(-(-len(nodes) * total // steps), total)
+    if count == total:
+        return tuple(range(total)), ()
+    # where between the plan's nodes each new one lies; np.interp looks up in what rises
+    between = np.linspace(0, len(nodes) - 1, count)
+    wanted = np.interp(between, np.arange(len(nodes)), before[list(nodes)])
+    places = np.interp(-wanted, -after, np.arange(total))
     found = [0]
-    for j in kept[1:]:
+    for j in range(1, count):
         nearest = max(round(float(places[j])), found[-1] + 1)
-        found.append(min(nearest, total - len(kept) + j))
+        found.append(min(nearest, total - count + j))
     if len(weights) != len(nodes):
         return tuple(found), ()
-    ratios = _lengths(found, after) / _lengths(nodes, before)
-    ratios[(ratios > STRETCH) | (ratios < 1 / STRETCH)] = 0.0
-    changed = zip(ratios, weights, strict=True)
-    return tuple(found), tuple(tuple(float(r) * w for w in row) for r, row in changed)
+    lengths = _lengths(nodes, before)
+    usual = np.interp(between, np.arange(len(nodes)), lengths) * len(nodes) / count
+    shares = _table(weights) / lengths[:, None]
+    columns = [np.interp(between, np.arange(len(nodes)), column) for column in shares.T]
+    stretch = _lengths(found, after) / usual
+    scaled = np.stack(columns, axis=1) * (usual * stretch)[:, None]
+    scaled[(stretch > STRETCH) | (stretch < 1 / STRETCH)] = 0.0
+    for j, row in enumerate(scaled):
+        if row[j + 1 :].any():  # of outputs from before the run
+            row[:] = 0.0
+    rows = (tuple(float(w) for w in row[: j + 1]) for j, row in enumerate(scaled))
+    return tuple(found), tuple(rows)
+
+
+def _table(weights: Weights) -> np.ndarray:
+    """(nodes, longest row), zeros where a row is shorter."""
+    longest = max(len(row) for row in weights)
+    return np.array([[*row, *[0.0] * (longest - len(row))] for row in weights])
 
 
 def _known(levels: Levels) -> np.ndarray | None:
