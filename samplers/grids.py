@@ -62,6 +62,18 @@ def levels(
     """
     if steps < 1:
         raise ValueError(f"a run needs at least 1 step, got {steps}")
+    found = _levels(policy, steps, coefficient, alphas, fitted)
+    found[-1] = 0.0
+    return found
+
+
+def _levels(
+    policy: str,
+    steps: int,
+    coefficient: float,
+    alphas: np.ndarray | None,
+    fitted: Sequence[float],
+) -> np.ndarray:
     even = np.linspace(0.0, 1.0, steps + 1)
     if policy == "uniform":
         return 1.0 - even

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from accel.calibration import Recording
 from accel.method import Method, Site
-from accel.registry import find_method
+from accel.plan import as_method
 from accel.step import Run
 
 from .adams_bashforth import AdamsBashforth
@@ -76,9 +76,9 @@ class LevelRecording(Recording):
                 f"record at least {2 * self.steps}"
             )
         nodes = best_nodes(np.array(self.levels), sum(self.grams) / len(self.grams), self.steps)
-        found = find_method("Sampler")(solver=self.solver)
         levels = tuple(round(self.levels[i], 6) for i in nodes)
-        return replace(found, options=self.options, grid="fitted", levels=levels, steps=self.steps)
+        fields = {"options": self.options, "grid": "fitted", "levels": levels, "steps": self.steps}
+        return as_method("Sampler", solver=self.solver, **fields)
 
 
 def best_nodes(levels: np.ndarray, gram: np.ndarray, count: int) -> list[int]:

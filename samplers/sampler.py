@@ -12,6 +12,7 @@ import torch
 from accel.family import Family
 from accel.method import Method, Site, check_fields
 from accel.noise import is_flow
+from accel.registry import nearest
 
 from . import grids
 from .adams_bashforth import AdamsBashforth
@@ -124,12 +125,9 @@ class Sampler(Method):
     def _made(self, config: Mapping[str, Any]) -> Integrator:
         kind = SOLVERS[self.solver]
         options = dict(self.options)
-        unknown = set(options) - kind._get_init_keys(kind)
-        if unknown:
-            raise ValueError(
-                f"{self.solver} has no option {', '.join(map(repr, sorted(unknown)))}; it has "
-                f"{', '.join(sorted(kind._get_init_keys(kind) - Integrator._get_init_keys(Integrator)))}"
-            )
+        known = kind._get_init_keys(kind) - Integrator._get_init_keys(Integrator)
+        for name in sorted(options.keys() - known):
+            raise ValueError(f"{self.solver} has no option {name!r}; {nearest(name, known)}")
         return kind.from_config(config, **self._grid() | options)
 
 
@@ -139,7 +137,7 @@ def _moved(
     """`set_timesteps` of a scheduler of diffusers, whose levels are then those of `provider`."""
     call(*args, **kwargs)
     times = scheduler.timesteps
-    if len(getattr(scheduler, "sigmas", ())) != len(times) + 1:
+    if scheduler.order != 1 or len(getattr(scheduler, "sigmas", ())) != len(times) + 1:
         raise ValueError(
             f"{type(scheduler).__name__} keeps no list of one noise level per step, so its levels "
             f"cannot be moved; use a solver of Sampler, such as AdamsBashforth"

