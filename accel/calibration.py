@@ -57,15 +57,23 @@ class Searched(Protocol):
         run: Callable[[int], Any],
         samples: int,
         budget: int,
-        moves: int,
-        progress: Callable[[], None],
-    ) -> Method:
-        """The method, found on `samples` runs, that computes `budget` steps."""
+        effort: str,
+        progress: Callable[[float], None],
+        loss: Callable[..., Any] | None,
+    ) -> tuple[Method, dict[str, Any]]:
+        """The method that computes `budget` steps, found on `samples` runs, and what was measured.
+
+        Args:
+            run: runs sample i.
+            effort: one of `EFFORTS`.
+            progress: called with the share that is done.
+            loss: what a fit by gradient makes small; the distance of latents if None.
+        """
         ...
 
 
-EFFORTS = {"normal": 0, "high": 12}
-"""How many changes of a plan are tried."""
+EFFORTS = ("normal", "high", "gradient")
+"""How long a search may take: 1.5 or 5 full runs of every sample, or a descent after the latter."""
 
 
 def calibratable() -> list[str]:
@@ -88,6 +96,7 @@ def calibrate(
     effort: str = "normal",
     seed: int = 0,
     progress: bool = True,
+    loss: Callable[..., Any] | None = None,
     **call: Any,
 ) -> Plan:
     """Run `pipe` in full on some prompts, and fit a method to what it did.
@@ -98,13 +107,20 @@ def calibrate(
         steps: of a run.
         budget: for "planned", steps of a run that are computed.
         speedup: instead of `budget`, how many times fewer.
-        effort: for "planned", "normal" (one fit) or "high" (changes of the plan are tried too).
+        effort: for "planned", "normal" (the schedules predicted best are tried, at the cost of 1.5
+            full runs of every sample in all), "high" (changes of the best one too; 5 runs), or
+            "gradient" (as high; then all weights are fitted by descent through the sampler).
         seed: of the first run's noise; the next runs take the next seeds.
         progress: show a bar on stderr.
+        loss: for "gradient", what is made small: a differentiable function of the last latents
+            (m, …) and the true ones that returns (m,), such as a perceptual distance of both
+            decoded; the logarithm of the mean square distance if None.
         call: other arguments of the pipeline's call, such as guidance_scale.
 
     Returns:
-        A plan with the fitted method, and what it was made for: model, scheduler, steps, guidance.
+        A plan with the fitted method, what it was made for (model, scheduler, steps, guidance), and
+        for "planned" what was measured: its error on samples left out of the fit, and its cost in
+        full runs.
 
     Raises:
         ValueError: a method that needs no calibration, no prompts, a budget that is missing or out
@@ -127,9 +143,8 @@ def calibrate(
     found: dict[str, str | int | float] = {}
     shown = dict(getattr(pipe, "_progress_bar_config", {}))
     bar = Progress(console=Console(stderr=True), disable=not progress)
-    moves = EFFORTS[effort]
-    # the schedules predicted best, their moves, and a last fit on all samples
-    task = bar.add_task(f"calibrating {name}", total=len(texts) + (moves and moves + 6))
+    task = bar.add_task(f"calibrating {name}", total=len(texts))
+    measured: dict[str, Any] = {}
 
     def run(i: int) -> Any:
         generator = torch.Generator("cpu").manual_seed(seed + i)
@@ -146,8 +161,14 @@ def calibrate(
     try:
         with bar:
             if isinstance(wanted, Searched):
-                fitted = wanted.search(
-                    pipe, run, len(texts), computed, moves, lambda: bar.advance(task)
+                fitted, measured = wanted.search(
+                    pipe,
+                    run,
+                    len(texts),
+                    computed,
+                    effort,
+                    lambda share: bar.update(task, completed=share * len(texts)),
+                    loss,
                 )
                 found |= fingerprint(pipe, Run(None, None, total=steps))
             else:
@@ -157,7 +178,9 @@ def calibrate(
     finally:
         pipe._progress_bar_config = shown
     note = f"calibrated on {len(texts)} sample{'s' if len(texts) > 1 else ''}"
-    return Plan((fitted,), note=note, fingerprint=found)
+    if "cost" in measured:
+        note += f" at the cost of {measured['cost']:.1f} full runs"
+    return Plan((fitted,), note=note, fingerprint=found, measured=measured)
 
 
 def _budget(method: Any, steps: int, budget: int | None, speedup: float | None) -> int:

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from accel.family import Family
 from accel.method import Method, Site, check_fields
-from accel.step import Run
 
-from .carriers import Output
-from .forecasters import hold
-from .planning.planner import search
-from .planning.response import response
-from .planning.rule import Rule, extrapolated
-from .planning.walk import Walker, replaced
+from .planning.gradient import Loss
+from .planning.picture import draw
+from .planning.search import calibrated
+from .planning.stepper import Stepper
+from .planning.transfer import moved
 from .policies import Listed, explain_schedule
-from .state import Cache
 
 
 @dataclass(frozen=True)
@@ -39,9 +32,15 @@ class Planned(Method):
         correct: once a node is computed, put right what the forecast before it was off by.
         sigmas: noise levels of the steps the plan was made for. Runs of another number of steps
             compute those nearest to the nodes' levels, or at the same share of the run if empty.
+        limits: for every node, the largest distance of the output there from its forecast, as a
+            share of the output, that calls for nothing; empty if there is no guard.
+        guard: compute one step more, in the middle of the coming segment, for a sample that is
+            beyond its limit, and join the plan again.
 
-    The scheduler's multistep history is replaced by the rule. A static schedule: samples of a batch
-    do not influence one another, and no step waits for the host. Keeps the guided outputs at nodes.
+    The scheduler's multistep history is replaced by the rule. Samples of a batch do not influence
+    one another; where the guard asks for a step, it is evaluated for the whole batch, and used for
+    the samples that asked. Without the guard, a static schedule in which no step waits for the
+    host; with it, a node waits once. Keeps the guided outputs at the last few nodes.
     """
 
     nodes: tuple[int, ...] = ()
@@ -49,6 +48,8 @@ class Planned(Method):
     weights: tuple[tuple[float, ...], ...] = ()
     correct: bool = True
     sigmas: tuple[float, ...] = ()
+    limits: tuple[float, ...] = ()
+    guard: bool = True
 
     level: ClassVar[str] = "step"
     claims: ClassVar[str] = "caching"
@@ -56,17 +57,16 @@ class Planned(Method):
     def __post_init__(self) -> None:
         nodes = list(self.nodes)
         rising = not nodes or (nodes[0] == 0 and nodes == sorted(set(nodes)))
+        a_node_each = "empty, or as long as nodes"
         check_fields(
             self,
             nodes=(
                 rising and (not nodes or nodes[-1] < self.steps),
                 "rising step numbers that begin with 0 and are below `steps`",
             ),
-            weights=(
-                len(self.weights) in (0, len(nodes)),
-                "empty, or as long as nodes",
-            ),
+            weights=(len(self.weights) in (0, len(nodes)), a_node_each),
             sigmas=(len(self.sigmas) in (0, self.steps), "empty, or one for each of `steps`"),
+            limits=(len(self.limits) in (0, len(nodes)), a_node_each),
         )
 
     def supports(self, family: Family) -> bool:
@@ -74,24 +74,15 @@ class Planned(Method):
 
     def at(self, total: int, sigmas: Sequence[float | None]) -> tuple[int, ...]:
         """The nodes in a run of `total` steps at these noise levels."""
-        if total == self.steps:
-            return self.nodes
-        own, levels = list(self.sigmas), [s for s in sigmas if s is not None]
-        if not own or len(levels) != total:
-            own, levels = (
-                [i / self.steps for i in range(self.steps)],
-                [i / total for i in range(total)],
-            )
-        places = np.array(levels)
-        found = {int(np.abs(places - own[node]).argmin()) for node in self.nodes}
-        return tuple(sorted({0, *found}))
+        return moved(self.nodes, (), self.sigmas, sigmas, self.steps)[0]
 
     def expect(self, site: Site, steps: int) -> str:
         if steps != self.steps:
             return f"a plan for {self.steps} steps, moved to the nearest noise levels of {steps}"
-        return explain_schedule(
-            Listed(self.nodes), steps, "the others are one linear combination of what is kept"
-        )
+        kept = "the others are one linear combination of what is kept"
+        if self.guard and self.limits:
+            kept += "; whether the guard computes more depends on the sample"
+        return explain_schedule(Listed(self.nodes), steps, kept)
 
     def search(
         self,
@@ -99,24 +90,24 @@ class Planned(Method):
         run: Callable[[int], Any],
         samples: int,
         budget: int,
-        moves: int,
-        progress: Callable[[], None],
-    ) -> Planned:
-        """A plan of `budget` computed steps for `pipe`.
+        effort: str,
+        progress: Callable[[float], None],
+        loss: Loss | None = None,
+    ) -> tuple[Planned, dict[str, Any]]:
+        """A plan of `budget` computed steps for `pipe`, and what was measured on the way.
 
         Args:
             run: runs calibration sample i.
-            moves: shifts of single nodes that are tried, each as long as `budget` steps of every
-                sample.
-            progress: called after every full run, and every plan tried.
+            effort: "normal", "high" or "gradient": how much may be measured.
+            progress: called with the share of the work that is done.
+            loss: for "gradient", what is made small: (last latents (m, …), true ones) -> (m,).
         """
-        with Walker(pipe, run, samples) as walker:
-            walker.record(progress)
-            found = search(walker, budget, moves, progress=progress)
-            levels = [s for s in walker.sigmas if s is not None]
-            steps = walker.response.steps
-        sigmas = tuple(levels) if len(levels) == steps else ()
-        return Planned(found.nodes, steps, found.weights, sigmas=sigmas)
+        fields, measured = calibrated(pipe, run, samples, budget, effort, progress, loss)
+        return Planned(**fields, guard=self.guard), measured
+
+    def draw(self, figure: Any, measured: Mapping[str, Any]) -> None:
+        """Draw the plan on a matplotlib figure, with what calibration measured."""
+        draw(figure, self.nodes, self.steps, self.sigmas, self.weights, measured)
 
     def install(self, site: Site) -> None:
         if not self.nodes:
@@ -125,70 +116,3 @@ class Planned(Method):
                 "--for planned --out plan.json`; then enable Plan.load('plan.json')"
             )
         Stepper(self, site).install()
-
-
-class Stepper:
-    """A plan at work at the step seam of one pipeline."""
-
-    def __init__(self, plan: Planned, site: Site) -> None:
-        self.plan, self.site = plan, site
-        self.rule: Rule | None = None
-        self.outputs: list[Tensor] = []
-        self._rules: dict[Any, Rule] = {}
-        self.nodes: tuple[int, ...] = plan.nodes
-
-    def install(self) -> None:
-        clock = self.site.clock
-        clock.on_begin.append(self._begin)
-        clock.on_end.append(self._end)
-        clock.step_handlers.append(self._step)
-        Output(self.site, Cache(self.site, hold, 1), self, "Planned").install()
-
-    def computes(self, index: int, total: int) -> bool:
-        """The policy: nodes of the run going on."""
-        return index in self.nodes
-
-    def _begin(self, run: Run) -> None:
-        self.nodes = self.plan.at(run.total, run.sigmas)
-        self.rule, self.outputs = None, []
-        if len(self.nodes) < run.total:
-            scheduler = self.site.pipe.scheduler
-            key = (type(scheduler), str(scheduler.config), run.total, *run.sigmas)
-            if key not in self._rules:
-                self._rules[key] = self.fitted(run)
-            self.rule = self._rules[key]
-
-    def fitted(self, run: Run) -> Rule:
-        """The rule of the plan for the scheduler of `run`."""
-        rule = extrapolated(
-            response(self.site.pipe.scheduler, run.total), self.nodes, correct=self.plan.correct
-        )
-        if len(self.nodes) == len(self.plan.weights):
-            for j, change in enumerate(self.plan.weights):
-                added = np.zeros(len(self.nodes))
-                added[j - np.arange(len(change))] = change
-                rule = rule.adjusted(j, added)
-        return rule
-
-    def _end(self, run: Run) -> None:
-        self.rule, self.outputs = None, []
-
-    def _step(
-        self, call: Callable[..., Any], output: Tensor, t: Any, sample: Tensor, **rest: Any
-    ) -> Any:
-        run = self.site.clock.run
-        if run is None or self.rule is None or run.index >= len(self.rule.decay):
-            return call(output, t, sample, **rest)
-        if run.index in self.nodes:
-            self.outputs.append(output.detach().to(torch.float32, copy=True))
-        found = advance(self.rule, run.index, sample, self.outputs)
-        return replaced(call(output, t, sample, **rest), found)
-
-
-def advance(rule: Rule, index: int, sample: Tensor, outputs: list[Tensor]) -> Tensor:
-    """The state after step `index`, from the one before and the outputs at nodes so far."""
-    total = sample.to(torch.float32) * float(rule.decay[index])
-    for weight, output in zip(rule.weights[index], outputs, strict=False):
-        if weight:
-            total.add_(output, alpha=float(weight))
-    return total.to(sample.dtype)

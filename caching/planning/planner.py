@@ -2,121 +2,154 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .fit import fitted_change
 from .rule import Rule, extrapolated
-from .schedule import Schedule, best_schedules, neighbours, segment_errors
+from .schedule import (
+    Error,
+    Schedule,
+    best_schedules,
+    fitted_errors,
+    segment_errors,
+)
+from .surprise import surprises
 from .walk import Walker
 
 HISTORY = 3
-"""Newest outputs that a fit may weigh."""
+"""Newest outputs that a fit may weigh; a correction reaches as far."""
 
 
 @dataclass(frozen=True)
 class Fitted:
     """A schedule with its weights, and how near it came.
 
+    Every sample went its own way with weights that were fitted on the others, so that what is
+    measured is what samples not calibrated on can expect.
+
     Attributes:
         weights: of every node, what the fit adds to the newest outputs, newest first.
         errors: (M,) root mean square distance of every sample's last state from the true one.
+        stages: of every node, the same where its segment ends, over all samples.
+        surprises: (len(nodes), M) how far the output at a node was from its forecast, as a share of
+            it.
     """
 
     nodes: tuple[int, ...]
     weights: tuple[tuple[float, ...], ...]
     errors: np.ndarray
+    stages: tuple[float, ...] = ()
+    surprises: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
 
-    def decibels(self, rows: Sequence[int], peak: float = 2.0) -> float:
-        """Mean PSNR in latent space over some samples."""
-        return float(np.mean(20 * np.log10(peak / np.maximum(self.errors[list(rows)], 1e-9))))
+    def decibels(self, rows: Sequence[int] | None = None, peak: float = 2.0) -> float:
+        """Mean PSNR in latent space over some samples, or all."""
+        errors = self.errors if rows is None else self.errors[list(rows)]
+        return float(np.mean(20 * np.log10(peak / np.maximum(errors, 1e-9))))
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The samples at a node: their states, the outputs there, and the weights that led here."""
+
+    state: Tensor
+    output: Tensor
+    weights: tuple[float, ...]
+    error: float
+
+
+Known = dict[tuple[int, ...], Stop]
+"""Stops by the nodes up to theirs: schedules that begin alike are walked once as far as that."""
 
 
 def fit(
     walker: Walker,
     nodes: Sequence[int],
-    rows: Sequence[int],
+    rows: Sequence[int] | None = None,
     history: int = HISTORY,
     correct: bool = True,
     fitted: bool = True,
+    known: Known | None = None,
 ) -> Fitted:
-    """Walk the nodes once on the student's own path, fitting each segment on the samples `rows`."""
-    rule: Rule = extrapolated(walker.response, nodes, correct=correct)
-    state, outputs, weights = walker.state(0), [], []
-    chosen = list(rows)
+    """Walk the nodes once on the student's own path, fitting each segment on the samples `rows`.
+
+    With `fitted`, a segment's weights are the better of the plain and the corrected extrapolation,
+    or are fitted from there; without, those of the extrapolation (with `correct`, corrected).
+    """
+    steps, rules = walker.response.steps, _priors(walker, nodes, correct, fitted)
+    known = {} if known is None else known
+    state, outputs, weights, stages = walker.state(0), [], [], []
+    change: tuple[float, ...] = ()
+    error = 0.0
     for j, node in enumerate(nodes):
-        outputs.append(walker.evaluate(node, state))
-        end = nodes[j + 1] if j + 1 < len(nodes) else walker.response.steps
-        kept, prior = rule.segment(j)
+        here = tuple(nodes[: j + 1])
+        if here not in known:
+            known[here] = Stop(state, walker.evaluate(node, state), change, error)
+        state = known[here].state
+        outputs.append(known[here].output)
+        following = tuple(nodes[: j + 2])
+        if j + 1 < len(nodes) and following in known:
+            weights.append(known[following].weights)
+            stages.append(known[following].error)
+            continue
+        end = nodes[j + 1] if j + 1 < len(nodes) else steps
+        target = walker.state(end)
+        kept, prior = rules[0].segment(j)
         reached = kept * state
         for weight, output in zip(prior, outputs, strict=False):
             reached = reached.add(output, alpha=float(weight))
-        change = np.zeros(0)
+        change = ()
         if fitted:
             newest = outputs[::-1][:history]
-            target = walker.state(end)
-            change = fitted_change(reached[chosen], [o[chosen] for o in newest], target[chosen])
-            for weight, output in zip(change, newest, strict=True):
-                reached = reached.add(output, alpha=float(weight))
-        weights.append(tuple(float(c) for c in change))
-        state = reached
-    return Fitted(tuple(nodes), tuple(weights) if fitted else (), _errors(state, walker))
+            others = [(rule.segment(j)[1] - prior)[j::-1][:history] for rule in rules]
+            found = fitted_change(reached, newest, target, rows, others)
+            apart = torch.from_numpy(found.apart.T.copy()).to(state)
+            for column, output in zip(apart, newest, strict=True):
+                reached = reached + column.reshape(-1, *[1] * (output.ndim - 1)) * output
+            change = tuple(float(c) for c in found.weights)
+        state, error = reached, float(_distance(reached, target).mean() ** 0.5)
+        weights.append(change)
+        stages.append(error)
+    errors = _distance(state, walker.state(steps)).sqrt().numpy()
+    return Fitted(
+        tuple(nodes),
+        tuple(weights) if fitted else (),
+        errors,
+        tuple(stages),
+        surprises(nodes, outputs).double().numpy(),
+    )
 
 
-def _errors(state: Tensor, walker: Walker) -> np.ndarray:
-    off = (state - walker.state(walker.response.steps)).flatten(1)
-    return off.double().square().mean(1).sqrt().numpy()
+def _priors(walker: Walker, nodes: Sequence[int], correct: bool, fitted: bool) -> list[Rule]:
+    kinds = (correct, not correct) if fitted else (correct,)
+    return [extrapolated(walker.response, nodes, correct=kind) for kind in kinds]
 
 
-def candidates(walker: Walker, budget: int, count: int = 3) -> list[Schedule]:
-    """Schedules predicted best, with forecasts in steps and in noise levels."""
-    final = walker.response.outputs[-1]
-    axes: list[Sequence[float] | None] = [None]
-    if all(s is not None and np.isfinite(s) for s in walker.sigmas):
-        axes.append([float(s) for s in walker.sigmas if s is not None])
+def _distance(state: Tensor, true: Tensor) -> Tensor:
+    """(M,) mean square distance."""
+    return (state - true).flatten(1).double().square().mean(1)
+
+
+def candidates(walker: Walker, budget: int, count: int = 2) -> list[Schedule]:
+    """Schedules predicted best in several ways, the best of each way first."""
     found: dict[tuple[int, ...], Schedule] = {}
-    for axis in axes:
-        error = segment_errors(walker.gram.matrix, final, axis=axis)
-        for one in best_schedules(error, walker.response.steps, budget, count):
-            found.setdefault(one.nodes, one)
+    ways = [best_schedules(e, walker.response.steps, budget, count) for e in predictions(walker)]
+    for rank in range(count):
+        for way in ways:
+            if rank < len(way):
+                found.setdefault(way[rank].nodes, way[rank])
     return list(found.values())
 
 
-def search(
-    walker: Walker,
-    budget: int,
-    moves: int = 0,
-    history: int = HISTORY,
-    progress: Callable[[], None] = lambda: None,
-) -> Fitted:
-    """A plan of `budget` computed steps.
-
-    Without moves: the schedule predicted best, fitted once on all samples. With moves: the
-    schedules predicted best, and `moves` shifts of single nodes from there, each fitted on half of
-    the samples and measured on the other half; the best of them is refitted on all.
-    """
-    samples, schedules = len(walker.first), candidates(walker, budget)
-    if not moves or samples < 2:
-        return fit(walker, schedules[0].nodes, range(samples), history)
-    fitting, held = list(range(0, samples, 2)), list(range(1, samples, 2))
-    tried: dict[tuple[int, ...], Fitted] = {}
-
-    def measure(nodes: tuple[int, ...]) -> float:
-        if nodes not in tried:
-            tried[nodes] = fit(walker, nodes, fitting, history)
-            progress()
-        return tried[nodes].decibels(held)
-
-    best = max((c.nodes for c in schedules), key=measure)
-    rng = np.random.default_rng(0)
-    for _ in range(moves):
-        options = [n for n in neighbours(best, walker.response.steps) if n not in tried]
-        if not options:
-            break
-        one = options[int(rng.integers(len(options)))]
-        if measure(one) > measure(best):
-            best = one
-    return fit(walker, best, range(samples), history)
+def predictions(walker: Walker) -> list[Error]:
+    """For forecasts in steps, for fitted weights, and for forecasts in noise levels."""
+    gram, final = walker.gram.matrix, walker.response.outputs[-1]
+    found = [segment_errors(gram, final), fitted_errors(gram, final)]
+    if all(s is not None and np.isfinite(s) for s in walker.sigmas):
+        axis = [float(s) for s in walker.sigmas if s is not None]
+        found.append(segment_errors(gram, final, axis=axis))
+    return found

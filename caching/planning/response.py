@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-NONLINEAR = ("thresholding", "clip_sample", "algorithm_type")
+OTHERS = "use a deterministic scheduler: DDIM, DPM-Solver++ (dpmsolver++), UniPC or flow Euler"
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,12 @@ def response(scheduler: Any, total: int) -> Response:
     Raises:
         ValueError: the scheduler is random or not linear, so that no plan can stand for it.
     """
+    wanted = ["model_output", "timestep", "sample"]
+    if list(inspect.signature(type(scheduler).step).parameters)[1:4] != wanted:
+        raise ValueError(
+            f"{type(scheduler).__name__}.step wants more than an output, a timestep and a sample, "
+            f"so that its steps cannot be planned; {OTHERS}"
+        )
     own = copy.deepcopy(scheduler)
     own.timesteps = own.timesteps.cpu()  # what is read from it must not wait for an accelerator
     timesteps = own.timesteps[len(own.timesteps) - total :]
@@ -60,8 +67,7 @@ def response(scheduler: Any, total: int) -> Response:
     if nothing.abs().max() > 1e-6 or (mixed - expected).abs().max() > 1e-4 * scale:
         raise ValueError(
             f"{type(scheduler).__name__} as set adds noise, clips or thresholds, so that its steps "
-            f"are no linear map and cannot be planned; use a deterministic scheduler such as DDIM, "
-            f"DPM-Solver++ (dpmsolver++), UniPC or flow Euler"
+            f"are no linear map and cannot be planned; {OTHERS}"
         )
     found = unit.numpy()
     return Response(found[:, 0], found[:, 1:])

@@ -61,6 +61,49 @@ def segment_errors(
     return error
 
 
+def fitted_errors(gram: np.ndarray, coefficients: np.ndarray, ridge: float = 1e-6) -> Error:
+    """As `segment_errors`, for weights that fit each segment best: what no weights can mend.
+
+    The part of sum_j c_j v_j over the skipped steps that lies outside the span of the last two
+    outputs.
+
+    Args:
+        gram: (N, N) inner products of outputs.
+        coefficients: (N,) of each output in the last state.
+        ridge: of the mean diagonal.
+    """
+    known: dict[tuple[int | None, int, int], float] = {}
+
+    def error(before: int | None, node: int, end: int) -> float:
+        key = before, node, end
+        if key not in known:
+            used = [node] if before is None else [node, before]
+            between = list(range(node + 1, end))
+            share = coefficients[between]
+            own, side = gram[np.ix_(used, used)], gram[np.ix_(used, between)] @ share
+            size = own.diagonal().mean()
+            weights = np.zeros(len(used))
+            if size > 0:
+                weights = np.linalg.solve(own + ridge * size * np.eye(len(used)), side)
+            left = share @ gram[np.ix_(between, between)] @ share
+            left += weights @ own @ weights - 2 * weights @ side
+            known[key] = float(np.sqrt(max(left, 0.0)))
+        return known[key]
+
+    return error
+
+
+def parts(error: Error, nodes: Sequence[int], steps: int) -> list[float]:
+    """The error of every segment of a schedule."""
+    before, after = [None, *nodes[:-1]], [*nodes[1:], steps]
+    return [error(b, n, a) for b, n, a in zip(before, nodes, after, strict=True)]
+
+
+def total(error: Error, nodes: Sequence[int], steps: int) -> float:
+    """The error predicted for a schedule."""
+    return sum(parts(error, nodes, steps))
+
+
 def best_schedules(
     error: Error, steps: int, budget: int, count: int = 1, gap: int = GAP
 ) -> list[Schedule]:

@@ -76,7 +76,7 @@ class Probing(Method):
 
     Attributes:
         index: the step.
-        state: (m, …) what it is evaluated at.
+        state: (m, …) what it is evaluated at; a leaf that wants a gradient gets one.
         stand_ins: what denoisers that do not matter return, by name and branch.
         found: the guided output (m, …).
     """
@@ -94,10 +94,12 @@ class Probing(Method):
         def step(call: Callable[..., Any], output: Tensor, t: Any, sample: Tensor, **rest: Any):
             assert site.clock.run is not None
             if site.clock.run.index == self.index:
-                self.found.append(output.detach().float().cpu().clone())
+                self.found.append(output.float().cpu().clone())
                 raise Reached
             result = call(output, t, sample, **rest)
             if site.clock.run.index == self.index - 1:
+                if self.state.requires_grad:  # which the pipeline has switched off
+                    torch.set_grad_enabled(True)
                 return replaced(result, self.state.to(sample))
             return result
 
@@ -179,17 +181,46 @@ class Walker:
         """True states (M, …) before step `index`; N is the end."""
         return torch.cat([torch.from_numpy(np.array(chunk[index])) for chunk in self._states])
 
-    def evaluate(self, index: int, states: Tensor, only: Sequence[int] | None = None) -> Tensor:
-        """Guided outputs (M, …) of step `index` at `states` (M, …); of step 0 the recorded ones."""
+    def rows(self, chunks: Sequence[int] | None = None) -> list[int]:
+        """Which of the samples are those of some chunks; all if None."""
+        ends = np.cumsum([0, *self._sizes])
+        wanted = range(self.chunks) if chunks is None else chunks
+        return [row for chunk in wanted for row in range(ends[chunk], ends[chunk + 1])]
+
+    def evaluate(self, index: int, states: Tensor, chunks: Sequence[int] | None = None) -> Tensor:
+        """Guided outputs (m, …) of step `index` at the states (m, …) of some chunks, or of all.
+
+        Those of step 0, where every run begins alike, are the recorded ones.
+        """
         if index == 0:
-            return self.first
-        found, begin = [], 0
-        for chunk, size in enumerate(self._sizes):
-            part = states[begin : begin + size]
-            begin += size
-            probing = Probing(index, part, self._first[chunk])
+            return self.first[self.rows(chunks)]
+        parts = self._parts(states, chunks)
+        return torch.cat([self._probed(index, part, chunk).detach() for chunk, part in parts])
+
+    def pulled(
+        self, index: int, states: Tensor, pull: Tensor, chunks: Sequence[int] | None = None
+    ) -> Tensor:
+        """Gradient (m, …) of <pull, outputs of step `index`> for the states (m, …)."""
+        found = []
+        pulls = [part for _, part in self._parts(pull, chunks)]
+        for (chunk, part), own in zip(self._parts(states, chunks), pulls, strict=True):
+            leaf = part.detach().clone().requires_grad_()
+            output = self._probed(index, leaf, chunk)
+            found.append(torch.autograd.grad(output, leaf, own.to(output))[0])
+            self.evaluations += 2 * self._sizes[chunk]  # a backward pass is twice a forward one
+        return torch.cat(found)
+
+    def _parts(self, states: Tensor, chunks: Sequence[int] | None) -> list[tuple[int, Tensor]]:
+        wanted = list(range(self.chunks) if chunks is None else chunks)
+        sizes = [self._sizes[chunk] for chunk in wanted]
+        return list(zip(wanted, states.split(sizes), strict=True))
+
+    def _probed(self, index: int, states: Tensor, chunk: int) -> Tensor:
+        probing, before = Probing(index, states, self._first[chunk]), torch.is_grad_enabled()
+        try:
             with accelerated(self.pipe, probing), contextlib.suppress(Reached):
                 self.call(chunk)
-            found.append(probing.found[0])
-            self.evaluations += size
-        return torch.cat(found)
+        finally:
+            torch.set_grad_enabled(before)
+        self.evaluations += self._sizes[chunk]
+        return probing.found[0]

@@ -28,6 +28,7 @@ from accel.caching import (
     ToCa,
 )
 
+from .guidance import GUIDANCE
 from .row import BLOCKS, PICTURES, SPECIAL, TRANSFORMERS, UNETS, Row
 from .samplers import SAMPLERS
 
@@ -246,10 +247,11 @@ ROWS = (
         Planned(nodes=(0, 1), steps=5, limits=(0.0, 0.0)),
         Planned(nodes=(0, 1, 2, 3, 4), steps=5, limits=(0.0,) * 5),
         ("wan", "flux"),
-        ("wan", "cogvideox"),
+        ("wan", "ltx"),
         static=False,
     ),
     *SAMPLERS,
+    *GUIDANCE,
 )
 PAIRS = [(row, name) for row in ROWS for name in row.names]
 FULL = [(row, name) for row in ROWS for name in row.full]

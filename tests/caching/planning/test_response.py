@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diffusers import (
+    CogVideoXDPMScheduler,
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
@@ -65,4 +66,11 @@ def test_a_copy_is_asked():
 def test_what_is_random_or_clips_is_refused(scheduler):
     scheduler.set_timesteps(8)
     with pytest.raises(ValueError, match="no linear map and cannot be planned"):
+        response(scheduler, 8)
+
+
+def test_a_scheduler_that_wants_more_is_refused():
+    scheduler = CogVideoXDPMScheduler()
+    scheduler.set_timesteps(8)
+    with pytest.raises(ValueError, match=r"CogVideoXDPMScheduler\.step wants more than an output"):
         response(scheduler, 8)

@@ -89,14 +89,56 @@ def test_fit_finds_the_weights_that_were_used():
     outputs = [torch.randn(4, 3, 5, generator=generator) for _ in range(3)]
     reached = torch.randn(4, 3, 5, generator=generator)
     target = reached + 0.5 * outputs[0] - 0.2 * outputs[2]
-    assert fitted_change(reached, outputs, target) == pytest.approx([0.5, 0, -0.2], abs=1e-4)
+    found = fitted_change(reached, outputs, target)
+    assert found.weights == pytest.approx([0.5, 0, -0.2], abs=1e-4)
+    assert found.apart == pytest.approx(np.tile([0.5, 0, -0.2], (4, 1)), abs=1e-4)
+
+
+def test_a_sample_is_fitted_on_the_others():
+    """Sample i needs the weight i: the mean of the others is what it gets."""
+    outputs = [torch.ones(4, 7)]
+    target = torch.arange(4.0)[:, None].expand(4, 7)
+    found = fitted_change(torch.zeros(4, 7), outputs, target, ridges=(1e-9,))
+    assert found.weights == pytest.approx([1.5])
+    assert found.apart[:, 0] == pytest.approx([2, 5 / 3, 4 / 3, 1])
+    some = fitted_change(torch.zeros(4, 7), outputs, target, rows=[0, 1, 2], ridges=(1e-9,))
+    assert some.weights == pytest.approx([1.0])
+    assert some.apart[:, 0] == pytest.approx([1.5, 1, 0.5, 1])
+
+
+def test_noise_is_not_fitted():
+    """Where what is missing has nothing to do with the outputs, the prior stays."""
+    generator = torch.Generator().manual_seed(0)
+    outputs = [torch.randn(4, 6, generator=generator) for _ in range(3)]
+    target = torch.randn(4, 6, generator=generator)
+    prior = np.array([0.1, 0.0, -0.1])
+    found = fitted_change(torch.zeros(4, 6), outputs, target, priors=[prior])
+    assert found.weights == pytest.approx(prior)
+
+
+def test_the_better_prior_is_taken():
+    generator = torch.Generator().manual_seed(0)
+    outputs = [torch.randn(4, 50, generator=generator) for _ in range(2)]
+    noise = torch.randn(4, 50, generator=generator)
+    target = 0.7 * outputs[0] + 0.01 * noise
+    priors = [np.zeros(2), np.array([0.7, 0.0])]
+    found = fitted_change(torch.zeros(4, 50), outputs, target, priors=priors, ridges=(np.inf,))
+    assert found.weights == pytest.approx(priors[1])
+
+
+def test_a_single_sample_is_fitted_gently():
+    outputs = [torch.ones(1, 5), torch.zeros(1, 5)]
+    found = fitted_change(torch.zeros(1, 5), outputs, torch.ones(1, 5))
+    assert found.weights == pytest.approx([1, 0], abs=1e-3)
+    assert found.apart == pytest.approx(found.weights[None])
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_outputs_all_alike_do_not_blow_up(value):
     outputs = [torch.full((2, 6), value)] * 3
     found = fitted_change(torch.zeros(2, 6), outputs, torch.full((2, 6), 0.9 * value))
-    assert found == pytest.approx([0.3 * value] * 3, abs=1e-4)
+    assert found.weights.sum() == pytest.approx(0.9 * value, abs=1e-4)
+    assert (np.abs(found.weights) <= 0.9 * value).all() and np.isfinite(found.apart).all()
 
 
 class Gaussian:

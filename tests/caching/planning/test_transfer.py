@@ -44,7 +44,8 @@ def test_weights_keep_their_share_of_the_segment():
     nodes, weights = moved((0, 4, 8), ((0.1,), (0.2, 0.3), (0.4, 0.5)), own, levels, 12)
     assert nodes == (0, 4, 7)  # at 1, 0.633, 0.358 where they were at 1, 0.667, 0.333
     lengths = [1 - levels[4], levels[4] - levels[7], levels[7]]
-    for row, expected, length in zip(weights, ((0.1,), (0.2, 0.3), (0.4, 0.5)), lengths):
+    made = ((0.1,), (0.2, 0.3), (0.4, 0.5))
+    for row, expected, length in zip(weights, made, lengths, strict=True):
         assert row[: len(expected)] == pytest.approx([3 * length * w for w in expected])
         assert not any(row[len(expected) :])
 

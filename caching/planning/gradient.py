@@ -1,0 +1,172 @@
+"""Gradient fitting: all weights of a plan at once, by descent through the sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .planner import Fitted
+from .rule import extrapolated
+from .walk import Walker
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""(last states (m, …), true ones) -> (m,), differentiable; what is made small."""
+ROUNDS = 12
+PACE = 0.05
+"""Of the error there is at first, how far a round moves each coordinate at first."""
+PARALLEL = 1e-4
+"""Of the mean diagonal: added to inner products of outputs that are nearly parallel."""
+
+
+def latent(state: Tensor, true: Tensor) -> Tensor:
+    """Logarithm of the mean square distance, so that every sample's decibels count alike."""
+    return (state - true).flatten(1).square().mean(1).clamp_min(1e-18).log()
+
+
+@dataclass(frozen=True)
+class Course:
+    """Samples taken along a plan: the states at its nodes and at the end, and the outputs."""
+
+    states: list[Tensor]
+    outputs: list[Tensor]
+
+
+class Descent:
+    """The weights of one schedule, moved against the gradient of a loss at the last state.
+
+    The sampler is walked forward without a graph; backward, each node is evaluated once more from
+    its stored state (checkpointing), so that one evaluation's graph is kept at a time. Weights are
+    moved in coordinates in which a unit changes the state at the segment's end by one (root mean
+    square), by Adam with a falling rate.
+    """
+
+    def __init__(self, walker: Walker, start: Fitted, loss: Loss = latent) -> None:
+        self.walker, self.nodes, self.loss = walker, start.nodes, loss
+        self._rule = extrapolated(walker.response, start.nodes, correct=True)
+        self.changes = [np.array(change) for change in start.weights]
+        self._scales: list[np.ndarray] = []
+
+    def course(self, chunks: Sequence[int]) -> Course:
+        """Walk the nodes with the weights as they are."""
+        rows = self.walker.rows(chunks)
+        states, outputs = [self.walker.state(0)[rows]], []
+        for j, node in enumerate(self.nodes):
+            outputs.append(self.walker.evaluate(node, states[-1], chunks))
+            kept, weights = self._segment(j)
+            state = kept * states[-1]
+            for weight, output in zip(weights, outputs, strict=False):
+                state = state.add(output, alpha=float(weight))
+            states.append(state)
+        return Course(states, outputs)
+
+    def losses(self, course: Course, chunks: Sequence[int]) -> Tensor:
+        """(m,) of the last states."""
+        return self.loss(course.states[-1], self._true(chunks))
+
+    def gradient(self, course: Course, chunks: Sequence[int]) -> list[np.ndarray]:
+        """Of the mean loss, for the weights of every node."""
+        last = course.states[-1].detach().requires_grad_()
+        with torch.enable_grad():
+            loss = self.loss(last, self._true(chunks)).mean()
+        pull = torch.autograd.grad(loss, last)[0]
+        pulls: list[Tensor | float] = [0.0] * len(self.nodes)
+        found = []
+        for j in reversed(range(len(self.nodes))):
+            kept, weights = self._segment(j)
+            newest = range(j, j - len(self.changes[j]), -1)
+            found.append(np.array([float((pull * course.outputs[m]).sum()) for m in newest]))
+            for m in range(j + 1):
+                if weights[m]:
+                    pulls[m] = pulls[m] + float(weights[m]) * pull
+            pull = kept * pull
+            if j:
+                here = pulls[j]
+                assert isinstance(here, Tensor)
+                pull = pull + self.walker.pulled(self.nodes[j], course.states[j], here, chunks)
+        return found[::-1]
+
+    def run(
+        self,
+        chunks: Sequence[int],
+        rounds: int,
+        stop: int,
+        watch: Callable[[int], None] = lambda done: None,
+    ) -> None:
+        """Move the weights `stop` times of `rounds` on some chunks; `watch` is told after each."""
+        course = self.course(chunks)
+        self._scales = [self._scale(j, course) for j in range(len(self.nodes))]
+        off = (course.states[-1] - self._true(chunks)).square().mean().sqrt()
+        first = [np.zeros(len(change)) for change in self.changes]
+        second = 0.0
+        for done in range(stop):
+            rate = PACE * float(off) * 0.5 * (1 + np.cos(np.pi * done / rounds))
+            slopes = self.gradient(course, chunks)
+            slopes = [scale.T @ slope for scale, slope in zip(self._scales, slopes, strict=True)]
+            first = [0.8 * old + 0.2 * new for old, new in zip(first, slopes, strict=True)]
+            second = 0.9 * second + 0.1 * float(np.mean(np.concatenate(slopes) ** 2))
+            size = (second / (1 - 0.9 ** (done + 1))) ** 0.5 * (1 - 0.8 ** (done + 1))
+            for j, scale in enumerate(self._scales):
+                self.changes[j] = self.changes[j] - rate / (size + 1e-30) * scale @ first[j]
+            watch(done + 1)
+            if done + 1 < stop:
+                course = self.course(chunks)
+
+    def _scale(self, j: int, course: Course) -> np.ndarray:
+        """From coordinates in which a unit moves the state by one to weights."""
+        size = len(self.changes[j])
+        columns = torch.stack([course.outputs[j - m].flatten().double() for m in range(size)])
+        gram = (columns @ columns.T / max(columns.shape[1], 1)).numpy()
+        mean = gram.diagonal().mean() if size else 0.0
+        if mean == 0:
+            return np.zeros((size, size))
+        return np.linalg.inv(np.linalg.cholesky(gram + PARALLEL * mean * np.eye(size))).T
+
+    def _segment(self, j: int) -> tuple[float, np.ndarray]:
+        kept, weights = self._rule.segment(j)
+        weights = weights.copy()
+        weights[j - np.arange(len(self.changes[j]))] += self.changes[j]
+        return kept, weights
+
+    def _true(self, chunks: Sequence[int]) -> Tensor:
+        return self.walker.state(self.walker.response.steps)[self.walker.rows(chunks)]
+
+
+def refined(
+    walker: Walker,
+    start: Fitted,
+    loss: Loss = latent,
+    rounds: int = ROUNDS,
+    progress: Callable[[float], None] = lambda share: None,
+) -> tuple[Fitted, dict[str, float]]:
+    """The plan with its weights moved by descent, and what it gained on held-out chunks.
+
+    Half of the chunks are descended on, the others tell after how many rounds to stop; then all
+    are descended on for as many. Where nothing is gained, or there is one chunk only, the plan
+    stays as it is. The gain is the fall of the loss, in decibels if it is the latent one.
+    """
+    chunks = range(walker.chunks)
+    fitting, held = list(chunks[::2]), list(chunks[1::2])
+    if not held or not start.weights:
+        return start, {"gradient_rounds": 0}
+    trial = Descent(walker, start, loss)
+    before = float(trial.losses(trial.course(held), held).mean())
+    falls = [0.0]
+
+    def watch(done: int) -> None:
+        falls.append(before - float(trial.losses(trial.course(held), held).mean()))
+        progress(done / rounds / 3)
+
+    trial.run(fitting, rounds, rounds, watch)
+    stop = int(np.argmax(falls))
+    gained = falls[stop] * (10 / np.log(10) if loss is latent else 1.0)
+    measured = {"gradient_rounds": stop, "gradient_gain": float(gained)}
+    if not stop:
+        return start, measured
+    final = Descent(walker, start, loss)
+    final.run(list(chunks), rounds, stop, lambda done: progress(1 / 3 + 2 / 3 * done / stop))
+    weights = tuple(tuple(float(c) for c in change) for change in final.changes)
+    return replace(start, weights=weights), measured

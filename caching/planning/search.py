@@ -1,0 +1,164 @@
+"""The search for a plan: schedules walked within a limit of cost, and what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .gradient import Loss, latent, refined
+from .planner import HISTORY, Fitted, Known, candidates, fit, predictions
+from .rule import extrapolated
+from .schedule import neighbours, parts, total
+from .surprise import MARGIN
+from .walk import Walker
+
+CEILING = {"normal": 1.5, "high": 5.0, "gradient": 5.0}
+"""Full runs of every sample that the search may cost: 12 and 40 for 8 samples."""
+
+
+class Search:
+    """Walks schedules, keeps the best.
+
+    Attributes:
+        best: the nearest so far, on samples left out of its fit.
+        tried: all that were walked.
+        ceiling: most denoising steps that may be computed, in steps of one sample.
+    """
+
+    def __init__(
+        self,
+        walker: Walker,
+        effort: str = "normal",
+        history: int = HISTORY,
+        progress: Callable[[float], None] = lambda share: None,
+    ) -> None:
+        self.walker, self.history, self.progress = walker, history, progress
+        self.samples = len(walker.first)
+        self.ceiling = CEILING[effort] * self.samples * walker.response.steps
+        self.tried: dict[tuple[int, ...], Fitted] = {}
+        self.known: Known = {}
+        self.best: Fitted | None = None
+
+    def affordable(self, nodes: tuple[int, ...]) -> bool:
+        """Whether walking `nodes` stays below the ceiling; the first output is known."""
+        new = sum(nodes[: j + 1] not in self.known for j in range(1, len(nodes)))
+        return self.walker.evaluations + new * self.samples <= self.ceiling
+
+    def measure(self, nodes: tuple[int, ...]) -> Fitted:
+        """Walk a schedule."""
+        one = fit(self.walker, nodes, history=self.history, known=self.known)
+        self.tried[nodes] = one
+        if self.best is None or one.decibels() > self.best.decibels():
+            self.best = one
+        kept = {self.best.nodes[: j + 1] for j in range(len(nodes))}
+        self.known = {n: stop for n, stop in self.known.items() if n in kept}
+        self.progress(min(self.walker.evaluations / self.ceiling, 1.0))
+        return self.best
+
+    def predicted(self, budget: int) -> Fitted:
+        """The best of the schedules predicted best, as many as are affordable."""
+        for one in candidates(self.walker, budget):
+            if self.best is None or self.affordable(one.nodes):
+                self.measure(one.nodes)
+        assert self.best is not None
+        return self.best
+
+    def moved(self) -> Fitted:
+        """The best after shifts of single nodes, those predicted best first."""
+        assert self.best is not None
+        steps, predict = self.walker.response.steps, predictions(self.walker)[0]
+        while True:
+            options = [
+                nodes
+                for nodes in neighbours(self.best.nodes, steps)
+                if nodes not in self.tried and self.affordable(nodes)
+            ]
+            if not options:
+                return self.best
+            self.measure(min(options, key=lambda nodes: total(predict, nodes, steps)))
+
+
+def search(
+    walker: Walker,
+    budget: int,
+    effort: str = "normal",
+    history: int = HISTORY,
+    progress: Callable[[float], None] = lambda share: None,
+) -> tuple[Fitted, int]:
+    """A plan of `budget` computed steps within the cost that `effort` allows, and how many tried.
+
+    The schedules predicted best are walked, as many as the cost allows; with effort "high" shifts
+    of single nodes from the best one too. Each is measured on samples left out of its fit.
+    """
+    found = Search(walker, effort, history, progress)
+    found.predicted(budget)
+    if effort != "normal":
+        found.moved()
+    assert found.best is not None
+    return found.best, len(found.tried)
+
+
+def calibrated(
+    pipe: Any,
+    run: Callable[[int], Any],
+    samples: int,
+    budget: int,
+    effort: str,
+    progress: Callable[[float], None],
+    loss: Loss | None = None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fields of a plan for `pipe`, and what was measured on the way."""
+    done = 0
+    share = 0.2 if effort == "gradient" else 1.0
+
+    def recorded() -> None:
+        nonlocal done
+        done += 1
+        progress(share * done / samples / CEILING[effort])
+
+    with Walker(pipe, run, samples) as walker:
+        walker.record(recorded)
+        found, tried = search(walker, budget, effort, progress=lambda p: progress(share * p))
+        measured = _measured(walker, found, tried)
+        if effort == "gradient":
+            found, gained = refined(
+                walker, found, loss or latent, progress=lambda p: progress(share + (1 - share) * p)
+            )
+            measured |= gained
+        measured["cost"] = walker.evaluations / walker.response.steps
+    progress(1.0)
+    levels = [s for s in walker.sigmas if s is not None]
+    steps = walker.response.steps
+    fields = {
+        "nodes": found.nodes,
+        "steps": steps,
+        "weights": found.weights,
+        "sigmas": tuple(levels) if len(levels) == steps else (),
+        "limits": tuple(float(MARGIN * row.max()) for row in found.surprises),
+    }
+    return fields, measured
+
+
+def _measured(walker: Walker, found: Fitted, tried: int) -> dict[str, Any]:
+    samples, steps = len(walker.first), walker.response.steps
+    entries = walker.first[0].numel()
+    rule = extrapolated(walker.response, found.nodes, correct=True)
+    whole = []
+    for j, change in enumerate(found.weights):
+        added = np.zeros(len(found.nodes))
+        added[j - np.arange(len(change))] = change
+        whole.append((rule.segment(j)[1] + added)[: j + 1].tolist())
+    errors = parts(predictions(walker)[0], found.nodes, steps)
+    return {
+        "budget": len(found.nodes),
+        "steps": steps,
+        "samples": samples,
+        "held_out": samples if samples > 1 else 0,
+        "held_out_db": found.decibels(),
+        "predicted": [e / float(np.sqrt(samples * entries)) for e in errors],
+        "error": list(found.stages),
+        "rule": whole,
+        "tried": tried,
+    }
