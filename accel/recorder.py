@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
+from .attention_record import AttentionRecord
 from .memory import Kept
 from .patch import PatchStack
 from .regions import Regions
@@ -28,6 +29,8 @@ class Recorder:
         holders_when_full: the same once it holds as many outputs as it can.
         kept: outputs that methods keep per branch: denoiser -> what.
         regions: which tokens each step of the run computed, where a method chooses them.
+        before_report: what methods still have to find out about their calls.
+        attention: what says which pairs of tokens it computed, where a method chooses them.
     """
 
     def __init__(self, denoisers: Mapping[str, torch.nn.Module]) -> None:
@@ -38,6 +41,8 @@ class Recorder:
         self.kept: dict[str, list[Kept]] = {}
         self.owners: dict[str, list[str]] = {}
         self.regions: Regions | None = None
+        self.before_report: list[Callable[[], None]] = []
+        self.attention: Callable[[], AttentionRecord] | None = None
         self._calls: list[Call] = []
         self._shapes: dict[tuple[str, str], tuple[Any, Any]] = {}
         self._work: dict[tuple[str, str], Work] = {}
@@ -130,6 +135,8 @@ class Recorder:
         """
         if not self._calls:
             raise RuntimeError("nothing to report: run the pipeline first")
+        for finish in self.before_report:
+            finish()
         for key, shapes in self._shapes.items():
             self._work[key] = self.work_of(key[0], *shapes)
         rows = [self._row(call) for call in self._calls]
@@ -151,6 +158,7 @@ class Recorder:
             beside=dict(self._beside),
             counts=dict(self._counts),
             regions=self.regions,
+            attention=None if self.attention is None else self.attention(),
         )
 
     def work_of(self, name: str, args: Any, kwargs: Any) -> Work:
@@ -179,7 +187,7 @@ class Recorder:
         step = call.step
         work, counted = 1.0, self._work[_key(call)]
         for name, share in call.skipped.items():
-            work -= share * counted.share(self.skips[name][call.denoiser])
+            work -= float(share) * counted.share(self.skips[name][call.denoiser])
         work *= call.rows
         return Row(step.index, step.sigma, step.branch, call.denoiser, call.action, work)
 

@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from .attention_record import AttentionRecord
 from .regions import Regions
 
 STRIP = 0.12
@@ -53,6 +54,7 @@ class Report:
             not part of the fraction.
         counts: what methods did beside their schedule, and how often.
         regions: which tokens each step computed, where a method chose them.
+        attention: which pairs of tokens attention computed, where a method chose them.
     """
 
     methods: str
@@ -66,6 +68,7 @@ class Report:
     beside: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     regions: Regions | None = field(default=None, compare=False, repr=False)
+    attention: AttentionRecord | None = field(default=None, compare=False, repr=False)
 
     @property
     def bound(self) -> float:
@@ -78,8 +81,9 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; an infinite bound or noise level becomes None."""
-        plain = dataclasses.asdict(dataclasses.replace(self, regions=None))
+        plain = dataclasses.asdict(dataclasses.replace(self, regions=None, attention=None))
         values = {**plain, "bound": self.bound}
+        values["attention"] = None if self.attention is None else self.attention.to_dict()
         del values["regions"]
         if not math.isfinite(self.bound):
             values["bound"] = None
@@ -108,6 +112,7 @@ class Report:
             + "".join(f"\n{n}: {c} of {asked} calls computed" for n, (c, asked) in beside)
             + "".join(f"\n{count} {what}" for what, count in self.counts.items())
             + (f"\n{self.regions.summary(self.computed_fraction)}" if self.regions else "")
+            + (f"\n{self.attention.summary()}" if self.attention else "")
         )
 
     def table(self) -> Table:
@@ -188,3 +193,17 @@ class Report:
         from .region_picture import draw
 
         return draw(self.regions, path, picture, sample)
+
+    def plot_attention(
+        self, layer: int, head: int, path: str | Path, denoiser: str | None = None
+    ) -> Path:
+        """Draw the last map of one head, and its density and recall over the run.
+
+        Raises:
+            ValueError: attention of this run was dense, or there is no such layer or head.
+        """
+        if self.attention is None:
+            raise ValueError(
+                f"{self.methods} computes attention whole; maps are of SparseAttention"
+            )
+        return self.attention.plot(layer, head, path, denoiser)

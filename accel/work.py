@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 OFFLOADING = ("_hf_hook", "_diffusers_hook")
+ATTENTION = ("bmm", "baddbmm", "_scaled_dot_product_flash_attention_for_cpu")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
@@ -24,7 +25,8 @@ class Work:
 
     Attributes:
         total: floating-point operations (basis "flops") or parameters (basis "parameters").
-        modules: the same for every module, by its path in the denoiser.
+        modules: the same for every module, by its path in the denoiser; that of the attention in it
+            alone, without projections, under `path:attention`.
         basis: what was counted. Parameters stand in where the model cannot be traced.
         outputs: bytes of the tensors that every module returns, by its path; empty where the model
             cannot be traced.
@@ -102,8 +104,20 @@ def count_flops(denoiser: torch.nn.Module, args: tuple, kwargs: Mapping[str, Any
         for name, ops in counter.get_flop_counts().items()
         if name.startswith(prefix)
     }
+    counts |= {f"{n}:attention": spent for n, spent in _attention(counter, prefix).items() if spent}
     total = counts.get("", 0)
     return Work(total, counts, "flops", outputs) if total else count_parameters(module)
+
+
+def _attention(counter: FlopCounterMode, prefix: str) -> dict[str, int]:
+    """FLOPs of attention in every module: without storage it runs as batched products."""
+    return {
+        name.removeprefix(prefix).removeprefix("."): sum(
+            spent for op, spent in ops.items() if str(op).split(".")[-1] in ATTENTION
+        )
+        for name, ops in counter.get_flop_counts().items()
+        if name.startswith(prefix)
+    }
 
 
 def _has_values(value: Any) -> bool:

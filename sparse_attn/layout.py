@@ -136,10 +136,44 @@ class BlockLayout:
 
     def mask(self) -> Tensor:
         """(B, H, S_q, S_k) bool, by tokens: for the reference kernel and for tests."""
-        q_block = self._block_of(self.q_start, self.seq_q)
+        return self.rows(torch.arange(self.seq_q, device=self.col.device))
+
+    def rows(self, at: Tensor) -> Tensor:
+        """(B, H, R, S_k) bool: which keys the queries at positions `at` (R,) attend to."""
+        q_block = self._block_of(self.q_start, self.seq_q)[..., at]
         k_block = self._block_of(self.k_start, self.seq_k)
+        inside = k_block < self.blocks_k
+        k_block = k_block.clamp(max=self.blocks_k - 1)
         rows = self.dense().gather(2, q_block[..., None].expand(-1, -1, -1, self.blocks_k))
-        return rows.gather(3, k_block[:, :, None].expand(-1, -1, self.seq_q, -1))
+        found = rows.gather(3, k_block[:, :, None].expand(-1, -1, len(at), -1))
+        return found & inside[:, :, None]
+
+    def masked(self, valid: Tensor) -> tuple[BlockLayout, Tensor]:
+        """This layout without keys that a mask hides, and the order of keys it then stands for.
+
+        The keys that stay come first, in the order they had, so blocks shrink and stay whole.
+
+        Args:
+            valid: (B, S_k) bool, in the order of this layout's keys.
+
+        Returns:
+            The layout, and (B, 1, S_k) long, the key at every position.
+        """
+        order = (~valid).to(torch.uint8).argsort(dim=-1, stable=True)[:, None]
+        before = torch.nn.functional.pad(valid.cumsum(-1, dtype=torch.int32), (1, 0))[:, None]
+        start = self.k_start.long().expand(self.batch, -1, -1)
+        start = before.expand(-1, start.shape[1], -1).gather(2, start)
+        layout = BlockLayout.from_map(
+            self.dense(),
+            self.q_start,
+            start,
+            self.block_q,
+            self.block_k,
+            seq_q=self.seq_q,
+            seq_k=self.seq_k,
+            capacity=self.col.numel(),
+        )
+        return layout, order
 
     def _block_of(self, start: Tensor, tokens: int) -> Tensor:
         """(B, H, tokens) long: the block of every token."""
