@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from . import plan_summary
+from . import plan_beside, plan_summary
 from .calibration import EFFORTS, Searched, calibrate
 from .cli_options import Device, Dtype, Frames, Guidance, Height, ModelName, Offload, Width
 from .cli_plan import Picture, draw
@@ -20,6 +20,7 @@ from .inputs import BadInput, Request, arguments
 from .load import TINY, Model, first_line, load
 from .media import writable
 from .parse import parse_method
+from .plan import Plan
 
 SHIPPED_SAMPLES = 8
 
@@ -57,6 +58,10 @@ def calibrate_command(
     height: Height = None,
     width: Width = None,
     out: Annotated[Path, typer.Option(help="File for the plan.")] = Path("plan.json"),
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Instead of --out: keep it in the model's folder, as this recipe."),
+    ] = None,
     picture: Picture = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -68,14 +73,16 @@ def calibrate_command(
     except ValueError as error:
         raise BadInput(f"--for {first_line(error)}") from None
     _check(method, steps, budget, speedup, effort)
-    for option, path in (("--out", out), ("--picture", picture or out)):
+    for option, path in (("--out", None if recipe else out), ("--picture", picture)):
         try:
-            writable(path.parent)
+            writable(path.parent) if path is not None else None
         except OSError as error:
             raise BadInput(f"{option} {path}: cannot write there: {error.strerror}") from None
     listed = None if prompts is None else _read(prompts)
     with Console(stderr=True).status(f"loading {model or 'shapes-t2v'}"):
         opened = load(model, device=device, dtype=dtype, offload=offload)
+    if recipe is not None and plan_beside.folder(opened.pipe) is None:
+        raise BadInput(f"--recipe {recipe}: {opened.name} is no folder here; give --out instead")
     texts = listed or _captions(opened, samples or SHIPPED_SAMPLES)
     texts = list(itertools.islice(itertools.cycle(texts), samples or len(texts)))
     request = Request(texts[0], steps, guidance, seed, None, frames, height, width)
@@ -89,17 +96,27 @@ def calibrate_command(
             plan = calibrate(opened.pipe, texts, method, seed=seed, effort=effort, **wanted, **call)
         except ValueError as error:
             raise BadInput(f"--for {for_}: {first_line(error)}") from error
-    plan.save(out)
+    use: dict[str, Any] = {"--plan": out} if recipe is None else {"--recipe": recipe}
+    path = plan.save(out) if recipe is None else _keep(opened, recipe, plan)
     console = Console()
-    plan_summary.show(console, plan, str(out))
+    plan_summary.show(console, plan, str(path))
     if picture is not None:
         draw(console, plan, picture)
     given: dict[str, Any] = {"--model": model}
     given |= {"--steps": None if steps == 50 else steps, "--guidance": guidance}
-    given |= {"--frames": frames, "--height": height, "--width": width, "--plan": out}
+    given |= {"--frames": frames, "--height": height, "--width": width, **use}
     options = " ".join(f"{k} {shlex.quote(str(v))}" for k, v in given.items() if v is not None)
     line = f"  use it  accel generate {shlex.quote(texts[0])} {options}"
     console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _keep(model: Model, recipe: str, plan: Plan) -> Path:
+    try:
+        return plan_beside.keep(model.pipe, recipe, plan)
+    except ValueError as error:
+        raise BadInput(f"--recipe {recipe}: {first_line(error)}") from None
+    except OSError as error:
+        raise BadInput(f"--recipe {recipe}: cannot write there: {error.strerror}") from None
 
 
 def _check(method: Any, steps: int, budget: int | None, speedup: float | None, effort: str) -> None:

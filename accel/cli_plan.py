@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from . import plan_summary
+from . import plan_beside, plan_summary
 from .inputs import BadInput
 from .load import first_line
 from .media import writable
@@ -23,15 +23,17 @@ def plan_command(
     file: Annotated[Path, typer.Argument(help="A plan, such as plan.json.", show_default=False)],
     picture: Picture = None,
 ) -> None:
-    """Show a saved plan: computed steps, what was measured, what it was made for."""
+    """Show a saved plan, or a model's acceleration.json: what it computes, measured and is for."""
     try:
-        plan = Plan.load(file)
+        plans = plan_beside.read(file)
     except ValueError as error:
         raise BadInput(first_line(error)) from None
-    console = Console()
-    plan_summary.show(console, plan, str(file))
-    if picture is not None:
-        draw(console, plan, picture)
+    console, alone = Console(), len(plans) == 1
+    for name, plan in plans.items():
+        plan_summary.show(console, plan, str(file) if alone else f"{file}: {name}")
+        if picture is not None:
+            own = picture if alone else picture.with_stem(f"{picture.stem}-{name}")
+            draw(console, plan, own)
 
 
 def draw(console: Console, plan: Plan, picture: Path) -> None:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from . import plan_beside
 from .budget import Budget
 from .family import Family
 from .fingerprint import Watch
 from .memory import sized
 from .method import LEVELS, Method, Site
 from .patch import PatchStack
-from .plan import FILE, Plan, describe
+from .plan import Plan, describe
 from .recorder import Recorder
 from .registry import find_family, methods, nearest, recipe, recognise
 from .report import Report
@@ -104,7 +104,8 @@ def enable(
 
     Args:
         obj: a pipeline.
-        what: one recipe name or one plan, or any number of methods; nothing means "balanced".
+        what: one recipe name or one plan, or any number of methods; nothing means "balanced". A
+            recipe is looked for in the model's folder (acceleration.json), then in its family.
         family: name of the model family, where it cannot be recognised.
         max_bytes: most bytes that methods may keep between steps; by default the plan's.
         keep_on: "device", or "cpu" to keep them in host memory; by default the plan's.
@@ -154,9 +155,8 @@ def _resolve(pipe: Any, what: tuple[str | Method | Plan, ...], family: Family) -
     if len(what) == 1 and isinstance(what[0], Plan):
         return what[0]
     if len(what) == 1 and isinstance(what[0], str):
-        folder = Path(str(getattr(pipe, "name_or_path", "") or "."))
-        if what[0] == "balanced" and (folder / FILE).is_file() and folder != Path("."):
-            return Plan.load(folder / FILE)
+        if (beside := plan_beside.find(pipe, what[0])) is not None:
+            return beside
         named = {m.lower(): m for m in methods()}.get(what[0].lower())
         if what[0] not in family.recipes and named is not None:
             raise ValueError(f"{named!r} is a method: give an instance, {named}(...)")

@@ -20,12 +20,12 @@ def moved(
 ) -> tuple[tuple[int, ...], Weights]:
     """Nodes and fitted weights of a plan, in a run at other noise levels.
 
-    The share of computed steps stays (rounded up): in a run of as many steps every node goes to the nearest
-    noise level; with fewer or more, nodes are interpolated between those of the plan, so that they
-    lie as densely as before where they lay densely. What a fit added is interpolated likewise, as
-    a share of its segment's length in noise level. A segment that comes out at another length
-    than that, by more than `STRETCH`, or that wants outputs from before the run, gets nothing
-    added.
+    The share of computed steps stays (rounded up): in a run of as many steps every node goes to the
+    nearest noise level; with fewer or more, nodes are interpolated between those of the plan, so
+    that they lie as densely as before where they lay densely. What a fit added is interpolated
+    likewise, as a share of its segment's length in noise level. A segment that comes out at another
+    length than that, by more than `STRETCH`, or that wants outputs from before the run, gets
+    nothing added.
 
     Args:
         nodes: computed steps of `steps`, rising, the first 0.

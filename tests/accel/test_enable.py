@@ -223,7 +223,9 @@ def test_a_plan_beside_the_model_is_found(tmp_path):
     loaded = type(pipe).from_pretrained(tmp_path)
     assert loaded.enable_acceleration().plan.name == "balanced"
     Plan((HALF,), note="tuned").save(tmp_path / "acceleration.json")
-    assert loaded.enable_acceleration().plan == Plan((HALF,), note="tuned")
+    found = loaded.enable_acceleration()
+    assert found.plan == Plan((HALF,), "balanced", f"{tmp_path / 'acceleration.json'}: tuned")
+    assert "recipe balanced" in found.explain() and "acceleration.json: tuned" in found.explain()
     assert loaded.enable_acceleration("fast").plan.name == "fast"
     (tmp_path / "acceleration.json").write_text(json.dumps({"methods": [{"method": "Tailor"}]}))
     with pytest.raises(ValueError, match=r"acceleration\.json: unknown method 'Tailor'"):
