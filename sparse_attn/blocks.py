@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, wraps
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from accel.token_grid import TokenGrid
 
+from . import reorder
+from .gilbert import gilbert
 from .layout import BLOCKS, BlockLayout
 from .pattern import Routing
 
@@ -73,6 +76,14 @@ class Blocks:
         within = torch.arange(self.size, device=self.start.device)
         at = self.start[:-1, None].long() + within
         return at.clamp(max=self.tokens - 1), at < self.start[1:, None]
+
+    def owner(self) -> Tensor:
+        """(S,) long: the block that every token is in, in the order the tokens came in."""
+        at = torch.arange(self.tokens, device=self.start.device)
+        block = torch.searchsorted(self.start[1:], at.int(), right=True)
+        if self.order is None:
+            return block
+        return torch.empty_like(block).scatter_(0, self.order, block)
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, S, H, D), in the order it came in, by blocks: (B, H, n, size, D), 0 where empty.
@@ -151,6 +162,25 @@ def even(tokens: int, size: int) -> list[int]:
 def in_order(grid: TokenGrid, size: int, device: torch.device) -> Blocks:
     """Blocks of `size` tokens in the order the tokens come in."""
     return cut(grid, size, device)
+
+
+ORDERS = {"gilbert": gilbert, "hilbert": reorder.hilbert, "raster": reorder.raster}
+"""Curves through a video, by name."""
+
+
+@once
+def along(grid: TokenGrid, order: str, size: int, device: torch.device) -> Blocks:
+    """Blocks of `size` tokens along one of `ORDERS`."""
+    if order == "raster":
+        return cut(grid, size, device)
+    return cut(grid, size, device, order=ORDERS[order](grid, device))
+
+
+@once
+def by_tile(grid: TokenGrid, tile: tuple[int, int, int], device: torch.device) -> Blocks:
+    """Blocks that are boxes of `tile` frames, rows and columns, smaller at the far edges."""
+    order, sizes = reorder.tiles(grid, tile, device)
+    return cut(grid, math.prod(tile), device, sizes=sizes, order=order)
 
 
 @once

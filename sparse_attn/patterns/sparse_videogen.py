@@ -81,8 +81,7 @@ class SparseVideoGen:
         key, value = (x.repeat_interleave(group, 2).transpose(1, 2).float() for x in (k, v))
         scores = q[:, rows].transpose(1, 2).float() @ key.mT * q.shape[-1] ** -0.5
         exact = scores.softmax(-1) @ value  # (B, H, rows, D)
-        at = torch.arange(blocks.tokens, device=q.device)
-        filled = torch.searchsorted(blocks.start[1:], at.int(), right=True)  # block of a position
+        filled = blocks.owner()  # block of a position
         found = []
         for map, order in zip(maps, orders, strict=True):
             block = torch.zeros_like(filled).scatter(0, order, filled)  # of a token
