@@ -39,7 +39,11 @@ def calibrate_command(
         float | None, typer.Option(help="For planned, instead of --budget: times fewer steps.")
     ] = None,
     effort: Annotated[
-        str, typer.Option(help="For planned: normal, or high (changes of the plan are tried).")
+        str,
+        typer.Option(
+            help="For planned: normal, high (changes of the plan are tried too), or gradient "
+            "(then all weights are fitted by descent through the sampler)."
+        ),
     ] = "normal",
     model: ModelName = None,
     prompts: Annotated[

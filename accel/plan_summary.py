@@ -51,7 +51,13 @@ def found(measured: Mapping[str, Any]) -> dict[str, str]:
     told = {
         name: say(measured) for name, (key, say) in SAID.items() if measured.get(key) is not None
     }
-    known = {key for key, _ in SAID.values()} | {"steps", "samples", "held_out", "seconds"}
+    known = {key for key, _ in SAID.values()} | {
+        "steps",
+        "samples",
+        "held_out",
+        "seconds",
+        "gradient_rounds",
+    }
     others = {
         key.replace("_", " "): f"{value:g}" if isinstance(value, float) else str(value)
         for key, value in measured.items()
@@ -80,10 +86,16 @@ def _cost(measured: Mapping[str, Any]) -> str:
     return runs
 
 
+def _gradient(measured: Mapping[str, Any]) -> str:
+    rounds = measured.get("gradient_rounds", 0)
+    return f"{measured['gradient_gain']:+.2f} (dB, of the latent loss) after {rounds} rounds"
+
+
 SAID: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "computes": ("budget", _budget),
     "held out": ("held_out_db", _held_out),
     "cost": ("cost", _cost),
+    "gradient fit": ("gradient_gain", _gradient),
     "plans measured": ("tried", lambda measured: str(measured["tried"])),
 }
 """How a line is called -> what of the measurements it is made of, and how it is said."""
