@@ -36,7 +36,8 @@ class Row:
         idle: a setting that skips nothing.
         names: tiny pipelines of every family it claims.
         full: those that get every clause, one with fused and one with separate guidance if any.
-        frozen: on repeated input a skipped step equals a full one "exactly" or to "rounding".
+        frozen: on repeated input a skipped step equals a full one "exactly" or to "rounding", or
+            has the "unguided" prediction.
         static: which steps are skipped does not depend on the samples.
         shared: samples of a batch decide together, and the help says so.
     """
