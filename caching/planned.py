@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from accel.family import Family
 from accel.method import Method, Site, check_fields
 
 from .planning.gradient import Loss
+from .planning.inside import HISTORY, Inside
 from .planning.picture import draw
 from .planning.search import calibrated
+from .planning.sketch import INSIDE, inside
 from .planning.stepper import Stepper
 from .planning.transfer import moved
 from .policies import Listed, explain_schedule
@@ -27,8 +29,12 @@ class Planned(Method):
     Attributes:
         nodes: computed steps of `steps`; must begin with 0.
         steps: steps of a run that the plan was made for.
+        carrier: what is kept of a computed step: the guided "output"; "residual", what all blocks
+            but the first add, so that the first sees the new input; or "module", the outputs of
+            every attention and feed-forward.
         weights: for every node, what the fit adds to the weights of the newest outputs (newest
-            first) over the segment that begins there; empty leaves the extrapolation as it is.
+            first) over the segment that begins there; empty leaves the extrapolation as it is. Of
+            other carriers, for every step, the weights of the newest that are kept; empty at nodes.
         correct: once a node is computed, put right what the forecast before it was off by.
         sigmas: noise levels of the steps the plan was made for. Runs of another number of steps
             compute those nearest to the nodes' levels, or at the same share of the run if empty.
@@ -50,6 +56,7 @@ class Planned(Method):
     sigmas: tuple[float, ...] = ()
     limits: tuple[float, ...] = ()
     guard: bool = True
+    carrier: Literal["output", "residual", "module"] = "output"
 
     level: ClassVar[str] = "step"
     claims: ClassVar[str] = "caching"
@@ -58,19 +65,24 @@ class Planned(Method):
         nodes = list(self.nodes)
         rising = not nodes or (nodes[0] == 0 and nodes == sorted(set(nodes)))
         a_node_each = "empty, or as long as nodes"
+        output = self.carrier == "output"
         check_fields(
             self,
             nodes=(
                 rising and (not nodes or nodes[-1] < self.steps),
                 "rising step numbers that begin with 0 and are below `steps`",
             ),
-            weights=(len(self.weights) in (0, len(nodes)), a_node_each),
+            carrier=(output or self.carrier in INSIDE, f"output, {' or '.join(INSIDE)}"),
+            weights=(
+                len(self.weights) in (0, len(nodes) if output else self.steps),
+                a_node_each if output else "empty, or as long as `steps`",
+            ),
             sigmas=(len(self.sigmas) in (0, self.steps), "empty, or one for each of `steps`"),
             limits=(len(self.limits) in (0, len(nodes)), a_node_each),
         )
 
     def supports(self, family: Family) -> bool:
-        return True
+        return self.carrier == "output" or self.carrier in inside(family)
 
     def at(self, total: int, sigmas: Sequence[float | None]) -> tuple[int, ...]:
         """The nodes in a run of `total` steps at these noise levels."""
@@ -80,6 +92,8 @@ class Planned(Method):
         if steps != self.steps:
             return f"a plan for {self.steps} steps, moved to the nearest noise levels of {steps}"
         kept = "the others are one linear combination of what is kept"
+        if self.carrier != "output":
+            kept = f"the others combine the last {HISTORY} of carrier {self.carrier!r}"
         if self.guard and self.limits:
             kept += "; whether the guard computes more depends on the sample"
         return explain_schedule(Listed(self.nodes), steps, kept)
@@ -115,4 +129,5 @@ class Planned(Method):
                 "Planned has no nodes: a plan is fitted to a model, and made by `accel calibrate "
                 "--for planned --out plan.json`; then enable Plan.load('plan.json')"
             )
-        Stepper(self, site).install()
+        kind = Stepper if self.carrier == "output" else Inside
+        kind(self, site).install()

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .carried import Carried, carried
 from .gradient import Loss, latent, refined
 from .planner import HISTORY, Fitted, Known, candidates, fit, predictions
 from .rule import extrapolated
@@ -119,9 +120,16 @@ def calibrated(
         progress(share * done / samples / CEILING[effort])
 
     with Walker(pipe, run, samples) as walker:
-        walker.record(recorded)
+        walker.record(recorded, inside=effort != "normal")
+        others = [carried(walker, name, budget) for name in walker.inside]
         found, tried = search(walker, budget, effort, progress=lambda p: progress(share * p))
         measured = _measured(walker, found, tried)
+        known = [other for other in others if other is not None]
+        measured |= {f"{other.carrier}_db": other.decibels() for other in known}
+        better = max(known, key=Carried.decibels, default=None)
+        if better is not None and better.decibels() > found.decibels():
+            measured["cost"] = walker.evaluations / walker.response.steps
+            return better.fields(_levels(walker)), measured
         if effort == "gradient":
             found, gained = refined(
                 walker, found, loss or latent, progress=lambda p: progress(share + (1 - share) * p)
@@ -129,16 +137,19 @@ def calibrated(
             measured |= gained
         measured["cost"] = walker.evaluations / walker.response.steps
     progress(1.0)
-    levels = [s for s in walker.sigmas if s is not None]
-    steps = walker.response.steps
     fields = {
         "nodes": found.nodes,
-        "steps": steps,
+        "steps": walker.response.steps,
         "weights": found.weights,
-        "sigmas": tuple(levels) if len(levels) == steps else (),
+        "sigmas": _levels(walker),
         "limits": tuple(float(MARGIN * row.max()) for row in found.surprises),
     }
     return fields, measured
+
+
+def _levels(walker: Walker) -> tuple[float, ...]:
+    levels = [s for s in walker.sigmas if s is not None]
+    return tuple(levels) if len(levels) == walker.response.steps else ()
 
 
 def _measured(walker: Walker, found: Fitted, tried: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from accel.step import Run
 
 from .gram import Gram
 from .response import Response, response
+from .sketch import Sketching
 
 Caller = Callable[[int], Any]
 """Runs the pipeline on chunk c of the calibration samples, always from the same noise."""
@@ -136,6 +138,7 @@ class Walker:
     Attributes:
         states: (N + 1, M, …) true states, on disk.
         first: (M, …) guided outputs of step 0.
+        inside: carrier -> (chunks, N, N) inner products across steps of what it keeps.
         evaluations: denoising steps computed for all samples together, in steps of one sample.
     """
 
@@ -152,12 +155,12 @@ class Walker:
     def __exit__(self, *exception: Any) -> None:
         self._folder.cleanup()
 
-    def record(self, progress: Callable[[], None] = lambda: None) -> None:
-        """Run every chunk in full."""
-        kept, firsts = [], []
+    def record(self, progress: Callable[[], None] = lambda: None, inside: bool = False) -> None:
+        """Run every chunk in full; with `inside`, sketch what lies inside the model too."""
+        kept, firsts, grams = [], [], []
         for chunk in range(self.chunks):
-            recording = Recording()
-            with accelerated(self.pipe, recording):
+            recording, sketching = Recording(), Sketching()
+            with accelerated(self.pipe, recording, *[sketching] * inside):
                 self.call(chunk)
             states, outputs = torch.stack(recording.states), torch.stack(recording.outputs)
             if chunk == 0:
@@ -171,11 +174,14 @@ class Walker:
             np.save(path, states.numpy())
             kept.append(np.load(path, mmap_mode="r"))
             firsts.append(outputs[0])
+            grams.append(sketching.grams(len(outputs)))
             self._first.append(recording.first)
             self._sizes.append(outputs.shape[1])
             self.evaluations += outputs.shape[0] * outputs.shape[1]
             progress()
         self._states, self.first = kept, torch.cat(firsts)
+        common = set.intersection(*map(set, grams))
+        self.inside = {name: np.stack([gram[name] for gram in grams]) for name in sorted(common)}
 
     def state(self, index: int) -> Tensor:
         """True states (M, …) before step `index`; N is the end."""
@@ -209,6 +215,15 @@ class Walker:
             found.append(torch.autograd.grad(output, leaf, own.to(output))[0])
             self.evaluations += 2 * self._sizes[chunk]  # a backward pass is twice a forward one
         return torch.cat(found)
+
+    def whole(self, method: Method, chunk: int) -> tuple[Tensor, float]:
+        """The last states (m, …) of a run of one chunk with `method`, and the share it computed."""
+        recording = Recording()
+        with accelerated(self.pipe, recording, method) as acceleration:
+            self.call(chunk)
+            share = acceleration.report().computed_fraction
+        self.evaluations += math.ceil(share * self.response.steps * self._sizes[chunk])
+        return recording.states[-1], share
 
     def _parts(self, states: Tensor, chunks: Sequence[int] | None) -> list[tuple[int, Tensor]]:
         wanted = list(range(self.chunks) if chunks is None else chunks)

@@ -250,6 +250,20 @@ ROWS = (
         ("wan", "ltx"),
         static=False,
     ),
+    Row(
+        Planned(nodes=(0, 1, 3), steps=5, carrier="residual"),
+        Planned(nodes=(0, 1, 2, 3, 4), steps=5, carrier="residual"),
+        ("flux", "cogvideox"),
+        ("wan", "ltx"),
+        frozen="rounding",
+    ),
+    Row(
+        Planned(nodes=(0, 1, 3), steps=5, carrier="module"),
+        Planned(nodes=(0, 1, 2, 3, 4), steps=5, carrier="module"),
+        ("wan", "ltx"),
+        ("wan",),
+        frozen="rounding",
+    ),
     *SAMPLERS,
     *GUIDANCE,
 )
