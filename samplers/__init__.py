@@ -9,23 +9,47 @@ from accel.method import Method
 
 from .adams_bashforth import AdamsBashforth
 from .dpm_solver import DPMSolver
+from .er_sde import ERSDE
+from .guidance_adaptive import AdaptiveGuidance
+from .guidance_held import HeldGuidance
+from .guidance_interval import IntervalGuidance
+from .guidance_steps import GuidedSteps
 from .pseudo_corrector import PseudoCorrector
 from .region_adaptive import RegionAdaptive
+from .resolution_regions import RegionUpsampling
+from .resolution_stages import ResolutionStages
+from .restart import Restart
 from .sampler import SOLVERS, Sampler
+from .stork import STORK
 from .unipc import UniPC
 
 METHODS: dict[str, type[Method]] = {
+    "AdaptiveGuidance": AdaptiveGuidance,
+    "GuidedSteps": GuidedSteps,
+    "HeldGuidance": HeldGuidance,
+    "IntervalGuidance": IntervalGuidance,
     "RegionAdaptive": RegionAdaptive,
+    "RegionUpsampling": RegionUpsampling,
+    "ResolutionStages": ResolutionStages,
     "Sampler": Sampler,
 }
 
 __all__ = [
     "METHODS",
     "AdamsBashforth",
+    "AdaptiveGuidance",
     "DPMSolver",
+    "ERSDE",
+    "GuidedSteps",
+    "HeldGuidance",
+    "IntervalGuidance",
     "PseudoCorrector",
     "RegionAdaptive",
+    "RegionUpsampling",
+    "ResolutionStages",
+    "Restart",
     "SOLVERS",
+    "STORK",
     "Sampler",
     "SchedulerMixin",  # diffusers looks for it beside a scheduler that it loads
     "UniPC",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from accel.samplers import RegionAdaptive
+from accel.samplers import RegionAdaptive, RegionUpsampling, ResolutionStages
 
 from .row import Row
 
@@ -14,4 +14,11 @@ SAMPLERS = (
         ("flux", "ltx"),
         frozen="rounding",
     ),
+    Row(
+        ResolutionStages(scales=(0.5, 1.0)),
+        ResolutionStages(scales=(1.0, 1.0)),
+        ("wan22", "flux", "ltx", "sd3"),
+        (),
+    ),
+    Row(RegionUpsampling(), RegionUpsampling((0, 0, 1)), ("flux",), ()),
 )
