@@ -22,6 +22,12 @@ def test_the_same_levels_change_nothing():
     assert moved((0, 7, 30), weights, own, nearly, 50) == ((0, 7, 30), weights)
 
 
+def test_second_order_schedulers_have_every_level_twice_and_move_by_number():
+    own = [1.0, *(1 - i / 5 for i in range(1, 5) for _ in (0, 1))]
+    assert moved((0, 2, 3), ((0.1,),) * 3, own, own, 9) == ((0, 2, 3), ((0.1,),) * 3)
+    assert moved((0, 2, 3), (), own, [None] * 18, 9)[0] == (0, 2, 3, 4, 5, 6)
+
+
 def test_the_share_of_computed_steps_stays_and_nodes_lie_as_densely():
     own, nodes = [1 - i / 12 for i in range(12)], (0, 2, 8)
     more, fewer = ([1 - i / total for i in range(total)] for total in (20, 8))
