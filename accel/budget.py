@@ -18,6 +18,10 @@ from .work import Work, shapes_of
 CHEAPER = ("output", "hidden", "module")
 
 
+class OverBudget(ValueError):
+    """A run would keep more bytes than allowed."""
+
+
 class Budget:
     """Holds the methods of one acceleration to `plan.max_bytes`.
 
@@ -51,7 +55,7 @@ class Budget:
             self._branches[name, branch] = count
             total = max(sum(self._branches.values()), self._ahead(branch, count))
             if total > self._limit:
-                raise ValueError(
+                raise OverBudget(
                     self._refusal(total, self._granularity(name, work, total / max(count, 1)))
                 )
         return call(*args, **kwargs)
@@ -65,7 +69,7 @@ class Budget:
     def _measured(self, call: Call) -> None:
         total = sum(held() for held in self._recorder.holders_when_full)
         if total > self._limit:
-            raise ValueError(self._refusal(total, ""))
+            raise OverBudget(self._refusal(total, ""))
 
     def _refusal(self, total: int, cheaper: str) -> str:
         names = " + ".join(describe(method) for method in self._methods)

@@ -8,7 +8,7 @@ import signal
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -22,6 +22,7 @@ from .generate import RunFailed, generate
 from .inputs import BadInput, Request
 from .load import first_line, load
 from .media import writable
+from .memory import parse_size
 from .method import Method
 from .parse import parse_method
 from .plan import Plan
@@ -112,6 +113,14 @@ def generate_command(
     out: Annotated[
         Path, typer.Option(help="Folder for the files; those of an earlier run are replaced.")
     ] = Path("out"),
+    max_bytes: Annotated[
+        str | None,
+        typer.Option(help="Most that methods may keep between steps: 800MB, 1.5GB."),
+    ] = None,
+    keep_on: Annotated[
+        Literal["device", "cpu"] | None,
+        typer.Option(help="Where they keep it.", show_default="device"),
+    ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Also run plain, and show both side by side.")
     ] = False,
@@ -126,6 +135,10 @@ def generate_command(
     request = Request(prompt, steps, guidance, seed, image, frames, height, width)
     if fps is not None and not 0 < fps <= 240:
         raise BadInput(f"--fps must be above 0 and at most 240, got {fps:g}")
+    try:
+        limit = None if max_bytes is None else parse_size(max_bytes)
+    except ValueError as error:
+        raise BadInput(f"--max-bytes: {error}") from None
     what = _what(recipe, method or [], plan)
     try:
         writable(out)
@@ -138,7 +151,9 @@ def generate_command(
             opened = load(
                 model, device=device, dtype=dtype, offload=offload, image=image is not None
             )
-        outcome = generate(opened, request, *what, compare=compare)
+        outcome = generate(
+            opened, request, *what, compare=compare, max_bytes=limit, keep_on=keep_on
+        )
         files = outcome.write(out, fps)
     for text in dict.fromkeys(str(n.message) for n in notes if n.category is UserWarning):
         errors.print(f"[yellow]note:[/] {text}")

@@ -9,12 +9,13 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from .bar import Bar
+from .budget import OverBudget
 from .enable import accelerated
 from .inputs import BadInput, Request, arguments, generator, strength_of
 from .load import Model, first_line
@@ -72,14 +73,19 @@ def now() -> float:
 
 
 def generate(
-    model: Model, request: Request, *what: str | Method | Plan, compare: bool = False
+    model: Model,
+    request: Request,
+    *what: str | Method | Plan,
+    compare: bool = False,
+    max_bytes: int | None = None,
+    keep_on: Literal["device", "cpu"] | None = None,
 ) -> Outcome:
     """Run `request` accelerated, and before that plain if `compare`.
 
     A comparison is one pair of runs after a short warm-up; without one there is no warm-up.
 
     Args:
-        what: as for `accel.enable`.
+        what, max_bytes, keep_on: as for `accel.enable`.
 
     Raises:
         BadInput: the request, the recipe or a method does not fit this model.
@@ -88,7 +94,8 @@ def generate(
     pipe = model.pipe
     call = arguments(pipe, model.defaults, request)
     try:
-        with accelerated(pipe, *what) as state:  # refused here, before anything slow
+        # refused here, before anything slow
+        with accelerated(pipe, *what, max_bytes=max_bytes, keep_on=keep_on) as state:
             plan = state.plan
     except ValueError as error:
         raise BadInput(first_line(error)) from error
@@ -149,6 +156,8 @@ def _call(pipe: Any, call: Mapping[str, Any], seed: int) -> np.ndarray:
             f"out of memory ({first_line(error)}); give a smaller --height and --width, fewer "
             f"--frames, or --offload"
         ) from None
+    except OverBudget as error:
+        raise BadInput(f"--max-bytes: {first_line(error)}") from error
     except (TypeError, ValueError) as error:
         names = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
         if "check_inputs" not in names:

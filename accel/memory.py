@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -27,9 +28,26 @@ class Kept:
         return self.copies * sum(chosen)
 
 
+UNITS = {"GB": 10**9, "MB": 10**6, "kB": 10**3}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(gb|mb|kb|b|bytes)?")
+
+
+def parse_size(text: str) -> int:
+    """Bytes from text such as "800 MB", "1.5GB" or "4096".
+
+    Raises:
+        ValueError: text of another form.
+    """
+    number = _SIZE.fullmatch(text.strip().lower())
+    if number is None:
+        raise ValueError(f"cannot read {text!r} as bytes; write for example 800MB or 1.5GB")
+    unit = {name.lower(): size for name, size in UNITS.items()}.get(number[2], 1)
+    return round(float(number[1]) * unit)
+
+
 def sized(count: int) -> str:
     """Bytes as people read them."""
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+    for unit, size in UNITS.items():
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return f"{count} bytes"

@@ -71,6 +71,8 @@ def refused(*arguments: str) -> str:
         (["--model", "a/b/c"], "there is no such folder"),
         (["--model", "nobody/nothing"], "the hub did not give it"),
         (["--out", "/dev/null/out"], "--out /dev/null/out: cannot write there: Not a directory"),
+        (["--max-bytes", "much"], "--max-bytes: cannot read 'much' as bytes"),
+        (["--keep-on", "disk"], "'disk' is not one of 'device', 'cpu'"),
         (["--nonsense"], "No such option"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -129,6 +131,13 @@ def test_damaged_shipped_model(monkeypatch):
     monkeypatch.setattr("accel.pipelines.tiny.load", load)
     line = refused("generate", PROMPT)
     assert line.endswith("shapes-t2v/vae/x.safetensors is missing; get it back with git")
+
+
+def test_more_bytes_than_allowed():
+    result = CliRunner().invoke(app, ["generate", PROMPT, "--max-bytes", "1kB"])
+    assert result.exit_code == 2 and "Traceback" not in result.stderr
+    line = result.stderr.splitlines()[-1]
+    assert line.startswith("accel: --max-bytes: ") and "max_bytes is 1000 (1.0 kB)" in line
 
 
 def test_a_shell_sees_one_line_and_code_2():

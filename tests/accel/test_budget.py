@@ -15,7 +15,7 @@ from accel.caching import (
     FirstBlockCache,
     TaylorSeer,
 )
-from accel.memory import Kept, sized
+from accel.memory import Kept, parse_size, sized
 from accel.plan import Plan
 from tests.probes import computed
 from tests.tiny_pipelines import call, make
@@ -160,3 +160,16 @@ def test_bytes_by_hand():
     assert Kept("blocks.1", leaf=1, copies=3).bytes(outputs) == 150
     assert Kept("elsewhere").bytes(outputs) == 0
     assert [sized(n) for n in (12, 1200, 58 * 10**9)] == ["12 bytes", "1.2 kB", "58.0 GB"]
+
+
+@pytest.mark.parametrize(
+    "text, count", [("4096", 4096), ("800 MB", 800_000_000), ("1.5gb", 1_500_000_000), ("0", 0)]
+)
+def test_sizes_are_read_as_people_write_them(text, count):
+    assert parse_size(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1 TB", "much", "1e9"])
+def test_sizes_that_cannot_be_read(text):
+    with pytest.raises(ValueError, match="write for example 800MB"):
+        parse_size(text)
