@@ -29,7 +29,7 @@ _CALLS: dict[str, dict[str, Any]] = {
         "guidance_scale": 2.5,
         "max_sequence_length": 32,
     },
-    "shapes-t2i": {"height": 64, "width": 64, "guidance_scale": 4.0},
+    "shapes-t2i": {"height": 64, "width": 64, "guidance_scale": 2.0},
     "shapes-mmdit": {
         "height": 128,
         "width": 128,
