@@ -34,8 +34,8 @@ class ResolutionStages(Method):
             LightX2V's 5 to 6, 9 / 7 Jenga's); 1 keeps them.
 
     LightX2V: scales (0.75, 1) until 0.5, or (1, 0.75, 1) until 0.2 and 0.7, which is the
-    bottleneck. For flow models; pipelines that put a picture beside the latents are refused. A static
-    schedule; keeps the noise the run began with.
+    bottleneck. For flow models; pipelines that put a picture beside the latents are refused. A
+    static schedule; keeps the noise the run began with.
     """
 
     scales: tuple[float, ...] = (0.75, 1.0)
