@@ -7,8 +7,10 @@ from typing import Protocol
 from torch import Tensor
 
 from ..layout import BlockLayout
+from .flex import Flex
 from .gather import Gather
 from .reference import Reference
+from .triton_launch import Triton
 
 
 class Kernel(Protocol):
@@ -30,6 +32,8 @@ class Kernel(Protocol):
 
 
 KERNELS: dict[str, Kernel] = {
+    "flex": Flex(),
     "gather": Gather(),
     "reference": Reference(),
+    "triton": Triton(),
 }
