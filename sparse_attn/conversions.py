@@ -11,27 +11,24 @@ from .layout import BlockLayout
 
 
 def to_flex(layout: BlockLayout) -> Any:
-    """A FlexAttention `BlockMask`: partial blocks carry the mask of the ragged tail.
+    """A FlexAttention `BlockMask`; its `mask_mod` says the same, since eager code reads that alone.
 
     Raises:
         ValueError: the blocks are not uniform.
     """
     from torch.nn.attention.flex_attention import BlockMask
 
-    check_uniform(layout)
-    count, index = padded(layout.dense())
-    keys = layout.seq_k
-    empty = torch.zeros_like(count), torch.zeros_like(index)
-    mapped = layout.dense()
+    lists = to_fa4(layout)
+    mapped, keys = layout.dense(), layout.seq_k
 
     def attended(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
-        inside = kv < keys
-        return mapped[b, h, q // layout.block_q, kv // layout.block_k] & inside
+        return mapped[b, h, q // layout.block_q, kv // layout.block_k] & (kv < keys)
 
     return BlockMask.from_kv_blocks(
-        count,
-        index,
-        *empty,
+        lists["mask_block_cnt"],
+        lists["mask_block_idx"],
+        lists["full_block_cnt"],
+        lists["full_block_idx"],
         BLOCK_SIZE=(layout.block_q, layout.block_k),
         mask_mod=attended,
         seq_lengths=(layout.seq_q, layout.seq_k),

@@ -19,13 +19,17 @@ SPLIT = 32
 """Queries that one thread of torch's attention on the CPU takes at a time."""
 
 
+Run = tuple[int, int]
+"""First token, and the one after the last."""
+
+
 class Span(NamedTuple):
-    """Queries of one head that attend to the same keys; both as (first, end) tokens."""
+    """Queries of one head that attend to the same keys."""
 
     batch: int
     head: int
-    queries: tuple[int, int]
-    keys: tuple[tuple[int, int], ...]
+    queries: Run
+    keys: tuple[Run, ...]
 
 
 class Gather:
@@ -56,13 +60,20 @@ class Gather:
         out = torch.zeros_like(query)
         wide = torch.promote_types(q.dtype, torch.float32)
         lse = torch.full(query.shape[:3], -torch.inf, dtype=wide, device=q.device)
+        bytes_per_key = 2 * q.shape[-1] * q.element_size()
+        found, common = ([*found], []) if group > 1 else shared(found, layout, bytes_per_key)
+        for rows, runs in common:
+            near, what = (_joined(t, runs) for t in (key, value))
+            o, total = attend_densely(_narrow(query, rows), near, what, scale)
+            _narrow(out, rows).copy_(o)
+            _narrow(lse, rows).copy_(total)
         queries, keys, values, outs, sums = (_by_head(t) for t in (query, key, value, out, lse))
-        for spans in chunks(found, 2 * q.shape[-1] * q.element_size()):
+        for spans in chunks(found, bytes_per_key):
             own = [(span.batch, span.head) for span in spans]
-            shared = [(span.batch, span.head // group) for span in spans]
+            theirs = [(span.batch, span.head // group) for span in spans]
             rows = [_narrow(queries[at], span.queries) for at, span in zip(own, spans, strict=True)]
-            near = [_joined(keys[at], span.keys) for at, span in zip(shared, spans, strict=True)]
-            what = [_joined(values[at], span.keys) for at, span in zip(shared, spans, strict=True)]
+            near = [_joined(keys[at], span.keys) for at, span in zip(theirs, spans, strict=True)]
+            what = [_joined(values[at], span.keys) for at, span in zip(theirs, spans, strict=True)]
             o, total = attend_densely(_stacked(rows), _stacked(near), _stacked(what), scale)
             for i, (at, span) in enumerate(zip(own, spans, strict=True)):
                 _narrow(outs[at], span.queries).copy_(o[i : i + 1])
@@ -71,7 +82,7 @@ class Gather:
 
 
 def attend_densely(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Attention of q (R, 1, L, D) to k and v (R, 1, N, D), and its log-sum-exp (R, 1, L)."""
+    """Attention of q (B, H, L, D) to k and v (B, H, N, D), and its log-sum-exp (B, H, L)."""
     if q.device.type == "cpu":
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, scale=scale)
     wide = torch.promote_types(q.dtype, torch.float32)
@@ -95,23 +106,44 @@ def spans_of(layout: BlockLayout) -> list[Span]:
             continue
         keys = tuple(_merged((lo, hi) for *_, lo, hi in runs))
         last = found[-1] if found else None
-        if last and (last.batch, last.head, last.keys) == (batch, head, keys):
-            if last.queries[1] == first_query:
-                found[-1] = last._replace(queries=(last.queries[0], end_query))
-                continue
+        here = (batch, head, first_query, keys)
+        if last and (last.batch, last.head, last.queries[1], last.keys) == here:
+            found[-1] = last._replace(queries=(last.queries[0], end_query))
+            continue
         found.append(Span(batch, head, (first_query, end_query), keys))
     return found
 
 
-def _merged(runs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+def _merged(runs: Iterable[Run]) -> list[Run]:
     """Runs that touch, as those around an empty block do, become one."""
-    merged: list[tuple[int, int]] = []
+    merged: list[Run] = []
     for first, end in runs:
         if merged and merged[-1][1] == first:
             merged[-1] = (merged[-1][0], end)
         else:
             merged.append((first, end))
     return merged
+
+
+def shared(
+    spans: list[Span], layout: BlockLayout, bytes_per_key: int
+) -> tuple[list[Span], list[tuple[Run, tuple[Run, ...]]]]:
+    """Spans that all heads have in common, as (queries, keys), taken from the others.
+
+    Only those whose keys need no copy, or a small one: what is copied should stay in the cache.
+    """
+    alike: dict[tuple[Run, tuple[Run, ...]], int] = {}
+    for span in spans:
+        alike[span.queries, span.keys] = alike.get((span.queries, span.keys), 0) + 1
+    heads = layout.batch * layout.heads
+    most = SMALL * torch.get_num_threads() // (heads * bytes_per_key)
+    common = [
+        (queries, keys)
+        for (queries, keys), count in alike.items()
+        if count == heads > 1 and (len(keys) == 1 or sum(hi - lo for lo, hi in keys) <= most)
+    ]
+    taken = set(common)
+    return [s for s in spans if (s.queries, s.keys) not in taken], common
 
 
 def chunks(spans: list[Span], bytes_per_key: int) -> Iterator[list[Span]]:
@@ -130,17 +162,17 @@ def chunks(spans: list[Span], bytes_per_key: int) -> Iterator[list[Span]]:
 def _by_head(tensor: Tensor) -> dict[tuple[int, int], Tensor]:
     """(1, 1, S, ...) views of every head of a (B, H, S, ...) tensor."""
     return {
-        (b, h): head
-        for b, entry in enumerate(tensor.split(1))
-        for h, head in enumerate(entry.split(1, 1))
+        (b, h): tensor.narrow(0, b, 1).narrow(1, h, 1)
+        for b in range(tensor.shape[0])
+        for h in range(tensor.shape[1])
     }
 
 
-def _narrow(tokens: Tensor, run: tuple[int, int]) -> Tensor:
+def _narrow(tokens: Tensor, run: Run) -> Tensor:
     return tokens.narrow(2, run[0], run[1] - run[0])
 
 
-def _joined(tokens: Tensor, runs: tuple[tuple[int, int], ...]) -> Tensor:
+def _joined(tokens: Tensor, runs: tuple[Run, ...]) -> Tensor:
     """(1, 1, N, D): the tokens of all runs; a view where there is one."""
     pieces = [_narrow(tokens, run) for run in runs]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 2)
