@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
@@ -41,25 +40,28 @@ class AdamsBashforth(Integrator):
         super().__init__(**model)
 
     def advance(self, i: int, y: Tensor, velocity: Tensor, generator: Any) -> Tensor:
-        if self.config.correct and len(self._past) > 1:
-            y = y + self._correction()
+        return self.moved(self.corrected(y), self._levels[i + 1].g, i + 2 == len(self._levels))
+
+    def moved(self, y: Tensor, after: float, last: bool = False) -> Tensor:
+        """y taken to the level `after` by the velocities so far."""
         order = self.config.order
-        if self.config.lower_last and i + 2 == len(self._levels):
+        if self.config.lower_last and last:
             order = max(order - 1, 1)
         used = self._past[:order]
-        weights = integral([g for g, _ in used], used[0][0], self._levels[i + 1].g)
-        return _added(y, weights, used)
+        return _added(y, integral([g for g, _ in used], used[0][0], after), used)
 
-    def _correction(self) -> Tensor:
-        """What the last step lacked, now that the velocity at its end is known."""
+    def corrected(self, y: Tensor) -> Tensor:
+        """y and what the last step lacked, now that the velocity at its end is known."""
         past = self._past
+        if not self.config.correct or len(past) < 2:
+            return y
         known = past[: min(self.config.order + 1, 4)]
         better = integral([g for g, _ in known], past[1][0], past[0][0])
         taken = integral([g for g, _ in past[1:]], past[1][0], past[0][0])
         weights = np.zeros(len(past))
         weights[: len(better)] += better
         weights[1:] -= taken
-        return _added(torch.zeros_like(past[0][1]), weights.tolist(), past)
+        return _added(y, weights.tolist(), past)
 
 
 def _added(y: Tensor, weights: list[float], past: list[tuple[float, Tensor]]) -> Tensor:

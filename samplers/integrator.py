@@ -14,12 +14,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
+from diffusers import SchedulerMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from . import grids
+from .grid_of_model import grid_of_model
 from .levels import FLOW, PREDICTIONS, Level, translated, velocity_of
 
 
@@ -45,6 +47,10 @@ class Integrator(SchedulerMixin, ConfigMixin, abc.ABC):
     order = 1
     history = 1
     init_noise_sigma = 1.0
+    _step_index: int | None = None
+    _begin_index: int | None = None
+    _past: list[tuple[float, Tensor]]
+    _noise: torch.Generator | None = None
 
     @register_to_config
     def __init__(
@@ -89,7 +95,7 @@ class Integrator(SchedulerMixin, ConfigMixin, abc.ABC):
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         if (grid == "fitted") != bool(levels):
             raise ValueError('levels go with grid="fitted", and with no other')
-        self._own = self._grid_of_model()
+        self._own = grid_of_model(self.config)
         self.num_inference_steps: int | None = None
         self.timesteps, self.sigmas = self._own.timesteps, self._own.sigmas
         self.alphas_cumprod = getattr(self._own, "alphas_cumprod", None)
@@ -154,23 +160,10 @@ class Integrator(SchedulerMixin, ConfigMixin, abc.ABC):
         return self.config.num_train_timesteps
 
     def _reset(self) -> None:
-        self._step_index: int | None = None
-        self._begin_index: int | None = None
-        self._past: list[tuple[float, Tensor]] = []
+        self._step_index = self._begin_index = None
+        self._past = []
+        self._noise = None
         self._levels = [self._level(float(s)) for s in self.sigmas.tolist()]
-
-    def _grid_of_model(self) -> Any:
-        """A scheduler of diffusers, asked for noise levels and timesteps alone."""
-        kind: Any = FlowMatchEulerDiscreteScheduler if self.flow else EulerDiscreteScheduler
-        wanted = inspect.signature(kind.__init__).parameters
-        values = {k: v for k, v in self.config.items() if k in wanted}
-        if not self.flow and self.config.snr_shift_scale != 1:
-            plain = kind(**{**values, "rescale_betas_zero_snr": False}).alphas_cumprod.double()
-            shift = self.config.snr_shift_scale
-            shifted = plain / (shift + (1 - shift) * plain)
-            before = torch.cat([torch.ones(1, dtype=torch.float64), shifted[:-1]])
-            values["trained_betas"] = (1 - shifted / before).tolist()
-        return kind(**values)
 
     def set_timesteps(
         self,
@@ -274,6 +267,14 @@ class Integrator(SchedulerMixin, ConfigMixin, abc.ABC):
         self._step_index = i + 1
         found = moved.to(model_output.dtype)
         return SchedulerOutput(prev_sample=found) if return_dict else (found,)
+
+    def drawn(self, like: Tensor, generator: Any) -> Tensor:
+        """Noise; without a generator from one of our own, the same in every run."""
+        if generator is None:
+            if self._noise is None:
+                self._noise = torch.Generator(like.device).manual_seed(0)
+            generator = self._noise
+        return randn_tensor(like.shape, generator=generator, device=like.device, dtype=like.dtype)
 
     @abc.abstractmethod
     def advance(self, i: int, y: Tensor, velocity: Tensor, generator: Any) -> Tensor:

@@ -17,16 +17,22 @@ from accel.registry import nearest
 from . import grids
 from .adams_bashforth import AdamsBashforth
 from .dpm_solver import DPMSolver
+from .er_sde import ERSDE
 from .integrator import Integrator
 from .level_fit import LevelRecording
 from .levels import FLOOR
 from .pseudo_corrector import PseudoCorrector
+from .restart import Restart
+from .stork import STORK
 from .unipc import UniPC
 
 SOLVERS: dict[str, type[Integrator]] = {
     "AdamsBashforth": AdamsBashforth,
     "DPMSolver": DPMSolver,
+    "ERSDE": ERSDE,
     "PseudoCorrector": PseudoCorrector,
+    "Restart": Restart,
+    "STORK": STORK,
     "UniPC": UniPC,
 }
 FEW_STEP = ("LCM", "TCD", "SCM", "ConsistencyModel")
