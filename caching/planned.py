@@ -29,6 +29,9 @@ class Planned(Method):
     Attributes:
         nodes: computed steps of `steps`; must begin with 0.
         steps: steps of a run that the plan was made for.
+        guidance: the nodes that evaluate both branches of guidance; the others evaluate the
+            conditional one, and take the difference for the line through the last two. Empty if
+            all do. For runs of `steps` steps with guidance; others evaluate both.
         carrier: what is kept of a computed step: the guided "output"; "residual", what all blocks
             but the first add, so that the first sees the new input; or "module", the outputs of
             every attention and feed-forward.
@@ -56,6 +59,7 @@ class Planned(Method):
     sigmas: tuple[float, ...] = ()
     limits: tuple[float, ...] = ()
     guard: bool = True
+    guidance: tuple[int, ...] = ()
     carrier: Literal["output", "residual", "module"] = "output"
 
     level: ClassVar[str] = "step"
@@ -79,6 +83,10 @@ class Planned(Method):
             ),
             sigmas=(len(self.sigmas) in (0, self.steps), "empty, or one for each of `steps`"),
             limits=(len(self.limits) in (0, len(nodes)), a_node_each),
+            guidance=(
+                not self.guidance or (self.guidance[0] == 0 and {*self.guidance} <= {*nodes}),
+                "empty, or some of `nodes`, with 0",
+            ),
         )
 
     def supports(self, family: Family) -> bool:
@@ -90,7 +98,8 @@ class Planned(Method):
 
     def expect(self, site: Site, steps: int) -> str:
         if steps != self.steps:
-            return f"a plan for {self.steps} steps, moved to the nearest noise levels of {steps}"
+            here = len(self.at(steps, [None] * steps))
+            return f"a plan of {len(self.nodes)} of {self.steps} steps, moved to {here} of {steps}"
         kept = "the others are one linear combination of what is kept"
         if self.carrier != "output":
             kept = f"the others combine the last {HISTORY} of carrier {self.carrier!r}"

@@ -32,7 +32,7 @@ class Forecast:
         row = self.weights[int(index)] if int(index) < len(self.weights) else ()
         if len(row) == min(len(anchors), HISTORY) and row:
             return [*row, *[0.0] * (len(anchors) - len(row))]
-        return [*newton(anchors[:2], index), *[0.0] * (len(anchors) - 2)]
+        return [*newton(list(anchors)[:2], index), *[0.0] * (len(anchors) - 2)]
 
 
 class Fields(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -74,6 +74,7 @@ def fit(
     correct: bool = True,
     fitted: bool = True,
     known: Known | None = None,
+    evaluate: Callable[[int, Tensor], Tensor] | None = None,
 ) -> Fitted:
     """Walk the nodes once on the student's own path, fitting each segment on the samples `rows`.
 
@@ -88,7 +89,7 @@ def fit(
     for j, node in enumerate(nodes):
         here = tuple(nodes[: j + 1])
         if here not in known:
-            known[here] = Stop(state, walker.evaluate(node, state), change, error)
+            known[here] = Stop(state, evaluate(node, state), change, error)
         state = known[here].state
         outputs.append(known[here].output)
         following = tuple(nodes[: j + 2])
@@ -149,7 +150,7 @@ def predictions(walker: Walker) -> list[Error]:
     """For forecasts in steps, for fitted weights, and for forecasts in noise levels."""
     gram, final = walker.gram.matrix, walker.response.outputs[-1]
     found = [segment_errors(gram, final), fitted_errors(gram, final)]
-    if all(s is not None and np.isfinite(s) for s in walker.sigmas):
-        axis = [float(s) for s in walker.sigmas if s is not None]
+    axis = [float(s) for s in walker.sigmas if s is not None and np.isfinite(s)]
+    if len(axis) == walker.response.steps and (np.diff(axis) < 0).all():
         found.append(segment_errors(gram, final, axis=axis))
     return found

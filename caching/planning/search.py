@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .apart import fit_apart, splits
 from .carried import Carried, carried
 from .gradient import Loss, latent, refined
 from .planner import HISTORY, Fitted, Known, candidates, fit, predictions
@@ -25,6 +26,7 @@ class Search:
     Attributes:
         best: the nearest so far, on samples left out of its fit.
         tried: all that were walked.
+        split: the nearest with the branches of guidance apart, and the nodes that evaluate both.
         ceiling: most denoising steps that may be computed, in steps of one sample.
     """
 
@@ -41,6 +43,7 @@ class Search:
         self.tried: dict[tuple[int, ...], Fitted] = {}
         self.known: Known = {}
         self.best: Fitted | None = None
+        self.split: tuple[Fitted, tuple[int, ...]] | None = None
 
     def affordable(self, nodes: tuple[int, ...]) -> bool:
         """Whether walking `nodes` stays below the ceiling; the first output is known."""
@@ -66,6 +69,15 @@ class Search:
         assert self.best is not None
         return self.best
 
+    def apart(self, budget: int) -> None:
+        """Plans of the branches of guidance apart, for the same work."""
+        for nodes, guidance in splits(self.walker, budget):
+            if self.walker.evaluations + (budget + 1) * self.samples > self.ceiling:
+                return
+            one = fit_apart(self.walker, nodes, guidance, self.history)
+            if self.split is None or one.decibels() > self.split[0].decibels():
+                self.split = one, guidance
+
     def moved(self) -> Fitted:
         """The best after shifts of single nodes, those predicted best first."""
         assert self.best is not None
@@ -87,8 +99,8 @@ def search(
     effort: str = "normal",
     history: int = HISTORY,
     progress: Callable[[float], None] = lambda share: None,
-) -> tuple[Fitted, int]:
-    """A plan of `budget` computed steps within the cost that `effort` allows, and how many tried.
+) -> Search:
+    """A plan of `budget` computed steps within the cost that `effort` allows.
 
     The schedules predicted best are walked, as many as the cost allows; with effort "high" shifts
     of single nodes from the best one too. Each is measured on samples left out of its fit.
@@ -96,9 +108,9 @@ def search(
     found = Search(walker, effort, history, progress)
     found.predicted(budget)
     if effort != "normal":
+        found.apart(budget)
         found.moved()
-    assert found.best is not None
-    return found.best, len(found.tried)
+    return found
 
 
 def calibrated(
@@ -122,26 +134,41 @@ def calibrated(
     with Walker(pipe, run, samples) as walker:
         walker.record(recorded, inside=effort != "normal")
         others = [carried(walker, name, budget) for name in walker.inside]
-        found, tried = search(walker, budget, effort, progress=lambda p: progress(share * p))
-        measured = _measured(walker, found, tried)
-        known = [other for other in others if other is not None]
-        measured |= {f"{other.carrier}_db": other.decibels() for other in known}
-        better = max(known, key=Carried.decibels, default=None)
-        if better is not None and better.decibels() > found.decibels():
-            measured["cost"] = walker.evaluations / walker.response.steps
-            return better.fields(_levels(walker)), measured
-        if effort == "gradient":
+        told = search(walker, budget, effort, progress=lambda p: progress(share * p))
+        assert told.best is not None
+        found, guidance = told.best, ()
+        measured = _measured(walker, found, len(told.tried)) | {"budget": budget}
+        if effort != "normal":
+            measured["output_db"] = found.decibels()
+        for other in others:
+            if other is not None:
+                measured[f"{other.carrier}_db"] = other.decibels()
+        if told.split is not None:
+            measured["guidance_db"] = told.split[0].decibels()
+            if told.split[0].decibels() > found.decibels():
+                found, guidance = told.split
+                measured |= _measured(walker, found, len(told.tried))
+        best = max((o for o in others if o is not None), key=Carried.decibels, default=None)
+        inside = best is not None and best.decibels() > found.decibels()
+        if effort == "gradient" and not guidance and not inside:
             found, gained = refined(
                 walker, found, loss or latent, progress=lambda p: progress(share + (1 - share) * p)
             )
             measured |= gained
         measured["cost"] = walker.evaluations / walker.response.steps
+        if best is not None and inside:
+            progress(1.0)
+            measured = {
+                k: v for k, v in measured.items() if k not in ("predicted", "error", "rule")
+            }
+            return best.fields(_levels(walker)), measured | {"held_out_db": best.decibels()}
     progress(1.0)
     fields = {
         "nodes": found.nodes,
         "steps": walker.response.steps,
         "weights": found.weights,
         "sigmas": _levels(walker),
+        "guidance": guidance,
         "limits": tuple(float(MARGIN * row.max()) for row in found.surprises),
     }
     return fields, measured
@@ -163,7 +190,6 @@ def _measured(walker: Walker, found: Fitted, tried: int) -> dict[str, Any]:
         whole.append((rule.segment(j)[1] + added)[: j + 1].tolist())
     errors = parts(predictions(walker)[0], found.nodes, steps)
     return {
-        "budget": len(found.nodes),
         "steps": steps,
         "samples": samples,
         "held_out": samples if samples > 1 else 0,

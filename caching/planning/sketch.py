@@ -17,9 +17,13 @@ from accel.caching.carriers import supported
 from accel.family import Family
 from accel.method import Method, Site
 
+from .branches import Split
+
 PROJECTIONS = 256
 INSIDE = ("residual", "module")
 """Carriers inside the model: what all blocks but the first add, and every module's output."""
+GUIDANCE = "guidance"
+"""By how much the branches of guidance differ."""
 
 
 def inside(family: Family) -> list[str]:
@@ -46,6 +50,8 @@ class Sketching(Method):
         if len(site.denoisers) > 1:
             return
         ((name, denoiser),) = site.denoisers.items()
+        split = Split(site, lambda: False, functools.partial(self._guidance, site), list)
+        split.install()
         kinds = inside(site.family)
         blocks = site.family.flat_blocks(denoiser) if kinds else []
         if "residual" in kinds and len(blocks) > 1:
@@ -88,9 +94,13 @@ class Sketching(Method):
         self._keep(site, "module", path, whole)
         return value
 
+    def _guidance(self, site: Site, differences: list[Tensor]) -> None:
+        self._keep(site, GUIDANCE, "", torch.cat([d.flatten() for d in differences]))
+
     def _keep(self, site: Site, carrier: str, path: str, value: Tensor) -> None:
         step = site.clock.step
-        known = self.found.setdefault(carrier, {}).setdefault((path, step.branch), {})
+        branch = "" if carrier == GUIDANCE else step.branch
+        known = self.found.setdefault(carrier, {}).setdefault((path, branch), {})
         known[step.index] = sketch(value)
 
     def grams(self, steps: int) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ from accel.caching.state import Cache
 from accel.method import Site
 from accel.step import Run
 
+from .branches import LABEL, Differences, Split
 from .combination import Combination
 from .response import Response, response
 from .rule import Rule, extrapolated
@@ -42,6 +43,8 @@ class Fields(Protocol):
     def limits(self) -> tuple[float, ...]: ...
     @property
     def guard(self) -> bool: ...
+    @property
+    def guidance(self) -> tuple[int, ...]: ...
 
 
 class Stepper:
@@ -58,6 +61,8 @@ class Stepper:
         self._limits: tuple[float, ...] = ()
         self._groups: list[Combination] = []
         self._extra: set[int] = set()
+        self._alone: set[int] = set()
+        self._differences = Differences()
         self._responses: dict[Any, Response] = {}
         self._rules: dict[Any, Rule] = {}
         self._key: Any = None
@@ -69,10 +74,24 @@ class Stepper:
         clock.step_handlers.append(self._step)
         self.site.report.holders.append(lambda: sum(g.bytes() for g in self._groups))
         Output(self.site, Cache(self.site, hold, 1), self, "Planned").install()
+        if self.plan.guidance:
+            self.site.report.holders.append(self._differences.bytes)
+            whole = {name: [""] for name in self.site.denoisers}
+            self.site.report.skip_set("Planned", LABEL, whole)
+            Split(self.site, self._by_itself, self._differ, self._guess).install()
 
     def computes(self, index: int, total: int) -> bool:
         """The policy: nodes of the run going on, and what the guard adds."""
         return index in self.nodes or index in self._extra
+
+    def _by_itself(self) -> bool:
+        return self.site.clock.step.index in self._alone
+
+    def _differ(self, differences: list[Tensor]) -> None:
+        self._differences.keep(self.site.clock.step.index, differences)
+
+    def _guess(self) -> list[Tensor]:
+        return self._differences.guess(self.site.clock.step.index)
 
     def _begin(self, run: Run) -> None:
         plan, self._groups, self._extra = self.plan, [], set()
@@ -81,6 +100,8 @@ class Stepper:
         )
         as_made = self.nodes == plan.nodes and run.total == plan.steps
         self._limits = plan.limits if plan.guard and as_made else ()
+        self._differences.clear()
+        self._alone = set(plan.nodes) - set(plan.guidance) if plan.guidance and as_made else set()
         if len(self.nodes) < run.total:
             scheduler = self.site.pipe.scheduler
             self._key = (type(scheduler), str(scheduler.config), run.total, *run.sigmas)
@@ -90,6 +111,7 @@ class Stepper:
 
     def _end(self, run: Run) -> None:
         self._groups, self._extra = [], set()
+        self._differences.clear()
 
     def _rule(self, total: int, extra: tuple[int, ...]) -> Rule:
         """The plan's rule with some steps more; a segment that holds one is extrapolated anew."""

@@ -18,9 +18,10 @@ from accel.enable import accelerated
 from accel.method import Method, Site
 from accel.step import Run
 
+from .branches import Split
 from .gram import Gram
 from .response import Response, response
-from .sketch import Sketching
+from .sketch import GUIDANCE, Sketching
 
 Caller = Callable[[int], Any]
 """Runs the pipeline on chunk c of the calibration samples, always from the same noise."""
@@ -80,13 +81,17 @@ class Probing(Method):
         index: the step.
         state: (m, …) what it is evaluated at; a leaf that wants a gradient gets one.
         stand_ins: what denoisers that do not matter return, by name and branch.
+        guess: difference of the branches, where the conditional one is to be evaluated alone.
         found: the guided output (m, …).
+        differences: by how much the branches differed, where both were evaluated.
     """
 
     index: int
     state: Tensor
     stand_ins: dict[Any, Any]
+    guess: list[Tensor] | None = None
     found: list[Tensor] = field(default_factory=list)
+    differences: list[Tensor] = field(default_factory=list)
     level: ClassVar[str] = "step"
 
     def expect(self, site: Site, steps: int) -> str:
@@ -108,6 +113,8 @@ class Probing(Method):
         site.clock.step_handlers.append(step)
         for name, module in site.denoisers.items():
             site.patches.call(module, self._pass(site, name), f"probing on {name}")
+        alone = self.guess is not None
+        Split(site, lambda: alone, self.differences.extend, lambda: self.guess or []).install()
 
     def _pass(self, site: Site, name: str) -> Callable[..., Any]:
         def evaluate(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -139,12 +146,13 @@ class Walker:
         states: (N + 1, M, …) true states, on disk.
         first: (M, …) guided outputs of step 0.
         inside: carrier -> (chunks, N, N) inner products across steps of what it keeps.
+        guidance: (chunks, N, N) the same of the difference of the branches, None if there is none.
         evaluations: denoising steps computed for all samples together, in steps of one sample.
     """
 
     def __init__(self, pipe: Any, call: Caller, chunks: int) -> None:
         self.pipe, self.call, self.chunks = pipe, call, chunks
-        self.evaluations = 0
+        self.evaluations = 0.0
         self._folder = tempfile.TemporaryDirectory(prefix="accel-plan-")
         self._first: list[dict[Any, Any]] = []
         self._sizes: list[int] = []
@@ -182,6 +190,7 @@ class Walker:
         self._states, self.first = kept, torch.cat(firsts)
         common = set.intersection(*map(set, grams))
         self.inside = {name: np.stack([gram[name] for gram in grams]) for name in sorted(common)}
+        self.guidance = self.inside.pop(GUIDANCE, None)
 
     def state(self, index: int) -> Tensor:
         """True states (M, …) before step `index`; N is the end."""
@@ -200,18 +209,18 @@ class Walker:
         """
         if index == 0:
             return self.first[self.rows(chunks)]
-        parts = self._parts(states, chunks)
-        return torch.cat([self._probed(index, part, chunk).detach() for chunk, part in parts])
+        parts = self.parts(states, chunks)
+        return torch.cat([self.probed(index, part, chunk)[0].detach() for chunk, part in parts])
 
     def pulled(
         self, index: int, states: Tensor, pull: Tensor, chunks: Sequence[int] | None = None
     ) -> Tensor:
         """Gradient (m, …) of <pull, outputs of step `index`> for the states (m, …)."""
         found = []
-        pulls = [part for _, part in self._parts(pull, chunks)]
-        for (chunk, part), own in zip(self._parts(states, chunks), pulls, strict=True):
+        pulls = [part for _, part in self.parts(pull, chunks)]
+        for (chunk, part), own in zip(self.parts(states, chunks), pulls, strict=True):
             leaf = part.detach().clone().requires_grad_()
-            output = self._probed(index, leaf, chunk)
+            output, _ = self.probed(index, leaf, chunk)
             found.append(torch.autograd.grad(output, leaf, own.to(output))[0])
             self.evaluations += 2 * self._sizes[chunk]  # a backward pass is twice a forward one
         return torch.cat(found)
@@ -225,17 +234,28 @@ class Walker:
         self.evaluations += math.ceil(share * self.response.steps * self._sizes[chunk])
         return recording.states[-1], share
 
-    def _parts(self, states: Tensor, chunks: Sequence[int] | None) -> list[tuple[int, Tensor]]:
+    def parts(
+        self, states: Tensor, chunks: Sequence[int] | None = None
+    ) -> list[tuple[int, Tensor]]:
+        """Some chunks, or all, each with its part of (m, …)."""
         wanted = list(range(self.chunks) if chunks is None else chunks)
         sizes = [self._sizes[chunk] for chunk in wanted]
         return list(zip(wanted, states.split(sizes), strict=True))
 
-    def _probed(self, index: int, states: Tensor, chunk: int) -> Tensor:
-        probing, before = Probing(index, states, self._first[chunk]), torch.is_grad_enabled()
+    def probed(
+        self, index: int, states: Tensor, chunk: int, guess: list[Tensor] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Guided outputs of one chunk, and by how much the branches of guidance differ.
+
+        Args:
+            guess: their difference, to evaluate the conditional one alone.
+        """
+        probing = Probing(index, states, self._first[chunk], guess)
+        before = torch.is_grad_enabled()
         try:
             with accelerated(self.pipe, probing), contextlib.suppress(Reached):
                 self.call(chunk)
         finally:
             torch.set_grad_enabled(before)
-        self.evaluations += self._sizes[chunk]
-        return probing.found[0]
+        self.evaluations += self._sizes[chunk] * (1.0 if guess is None else 0.5)
+        return probing.found[0], probing.differences

@@ -31,6 +31,7 @@ from accel.caching import (
 from .guidance import GUIDANCE
 from .row import BLOCKS, PICTURES, SPECIAL, TRANSFORMERS, UNETS, Row
 from .samplers import SAMPLERS
+from .sparse import SPARSE
 
 ROWS = (
     Row(
@@ -258,6 +259,12 @@ ROWS = (
         frozen="rounding",
     ),
     Row(
+        Planned(nodes=(0, 1, 3), steps=5, guidance=(0, 3)),
+        Planned(nodes=(0, 1, 2, 3, 4), steps=5, guidance=(0, 1, 2, 3, 4)),
+        ("wan", "sd", "cogvideox"),
+        ("wan", "sd"),
+    ),
+    Row(
         Planned(nodes=(0, 1, 3), steps=5, carrier="module"),
         Planned(nodes=(0, 1, 2, 3, 4), steps=5, carrier="module"),
         ("wan", "ltx"),
@@ -266,6 +273,7 @@ ROWS = (
     ),
     *SAMPLERS,
     *GUIDANCE,
+    *SPARSE,
 )
 PAIRS = [(row, name) for row in ROWS for name in row.names]
 FULL = [(row, name) for row in ROWS for name in row.full]

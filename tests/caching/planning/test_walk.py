@@ -62,7 +62,7 @@ def test_chunks_make_no_difference_and_neither_does_a_second_search():
         pipe = make("sd")
         with walker(pipe, "sd", chunks) as found:
             found.record()
-            plans.append(search(found, 4)[0])
+            plans.append(search(found, 4).best)
     assert plans[1].nodes == plans[2].nodes and plans[1].weights == plans[2].weights
     assert plans[0].nodes == plans[1].nodes
     assert plans[0].errors == pytest.approx(plans[1].errors, rel=1e-2)
@@ -83,7 +83,7 @@ def test_one_prompt_and_few_samples_still_give_a_plan():
     with Walker(pipe, lambda c: call(pipe, "sd", steps=STEPS), 1) as found:
         found.record()
         assert all(c.nodes[0] == 0 for c in candidates(found, 4))
-        assert torch.isfinite(torch.tensor(search(found, 4)[0].errors)).all()
+        assert torch.isfinite(torch.tensor(search(found, 4).best.errors)).all()
 
 
 def test_without_nodes_the_command_is_named():
