@@ -10,6 +10,7 @@ from accel.method import Method
 from .adams_bashforth import AdamsBashforth
 from .dpm_solver import DPMSolver
 from .er_sde import ERSDE
+from .frame_levels import FrameLevels
 from .guidance_adaptive import AdaptiveGuidance
 from .guidance_held import HeldGuidance
 from .guidance_interval import IntervalGuidance
@@ -20,11 +21,14 @@ from .resolution_regions import RegionUpsampling
 from .resolution_stages import ResolutionStages
 from .restart import Restart
 from .sampler import SOLVERS, Sampler
+from .shared_noise import SharedNoise
 from .stork import STORK
+from .truncated_start import TruncatedStart
 from .unipc import UniPC
 
 METHODS: dict[str, type[Method]] = {
     "AdaptiveGuidance": AdaptiveGuidance,
+    "FrameLevels": FrameLevels,
     "GuidedSteps": GuidedSteps,
     "HeldGuidance": HeldGuidance,
     "IntervalGuidance": IntervalGuidance,
@@ -32,6 +36,8 @@ METHODS: dict[str, type[Method]] = {
     "RegionUpsampling": RegionUpsampling,
     "ResolutionStages": ResolutionStages,
     "Sampler": Sampler,
+    "SharedNoise": SharedNoise,
+    "TruncatedStart": TruncatedStart,
 }
 
 __all__ = [
@@ -40,6 +46,7 @@ __all__ = [
     "AdaptiveGuidance",
     "DPMSolver",
     "ERSDE",
+    "FrameLevels",
     "GuidedSteps",
     "HeldGuidance",
     "IntervalGuidance",
@@ -52,5 +59,7 @@ __all__ = [
     "STORK",
     "Sampler",
     "SchedulerMixin",  # diffusers looks for it beside a scheduler that it loads
+    "SharedNoise",
+    "TruncatedStart",
     "UniPC",
 ]
