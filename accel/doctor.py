@@ -121,16 +121,13 @@ def _attention() -> Iterator[Finding]:
             continue
         needed = backend is SDPBackend.MATH
         yield attempt("attention", f"sdpa {name}", partial(sdpa, backend), needed, "")
-    yield attempt("attention", "xformers", _xformers, False, "pip install 'accel[xformers]'")
-
-
-def _xformers() -> str:
-    attention = importlib.import_module("xformers.ops").memory_efficient_attention
-    if not torch.cuda.is_available():
-        raise RuntimeError("installed, but its kernels need a CUDA GPU")
-    q = torch.ones(1, 64, 2, 64, device="cuda", dtype=torch.float16)
-    attention(q, q, q).sum().item()
-    return metadata.version("xformers")
+    external = importlib.import_module("accel.sparse_attn.kernels.external")
+    for name, kernel in external.EXTERNAL.items():
+        reason = external.probe(name)
+        if reason is None:
+            yield Finding("attention", name, "works", external.version(name))
+        else:
+            yield Finding("attention", name, "absent", f"{reason}; {kernel.install}")
 
 
 def _compilers() -> Iterator[Finding]:

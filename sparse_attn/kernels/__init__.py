@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ..layout import BlockLayout
+from .external import EXTERNAL
 from .flex import Flex
 from .gather import Gather
 from .reference import Reference
@@ -32,6 +33,7 @@ class Kernel(Protocol):
 
 
 KERNELS: dict[str, Kernel] = {
+    **EXTERNAL,
     "flex": Flex(),
     "gather": Gather(),
     "reference": Reference(),

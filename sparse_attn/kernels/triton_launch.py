@@ -309,12 +309,10 @@ class _Attention(torch.autograd.Function):
 class Triton:
     """Block-sparse attention on the GPU, with gradients; block sizes from `triton_targets`.
 
-    Attributes:
-        never_launched: compiled for every target and right in the interpreter, but not yet run on
-            a card: `auto` does not choose it.
+    Compiled for every target and right in the interpreter, but `unproven`: `auto` leaves it alone.
     """
 
-    never_launched = True
+    unproven = "it has never been launched on a card"
 
     def why_not(self, q: Tensor, layout: BlockLayout) -> str | None:
         return why_no_launch(q)

@@ -19,8 +19,8 @@ SHARED_BYTES = {
 }
 """Most shared memory of a program, by target."""
 
-HEADS = (64, 96, 128, 256)
-"""Head sizes that are compiled ahead; others are padded to 64, 128 or 256 like them."""
+HEADS = (64, 128, 256)
+"""Columns of tiles that are compiled ahead; other head sizes are padded to the next."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,12 @@ Table = dict[str, dict[int, tuple[Tiles, ...]]]
 FORWARD: Table = {
     "sm_80": {
         64: (Tiles(128, 64, 8, 3), Tiles(64, 64, 4, 3)),
-        128: (Tiles(128, 32, 8, 3), Tiles(64, 64, 4, 2, False)),
+        128: (Tiles(128, 32, 8, 3), Tiles(64, 32, 4, 2)),
         256: (Tiles(64, 32, 8, 2),),
     },
     "sm_89": {
         64: (Tiles(128, 64, 8, 3), Tiles(64, 64, 4, 3)),
-        128: (Tiles(128, 32, 8, 2), Tiles(64, 32, 4, 2)),
+        128: (Tiles(128, 32, 8, 3), Tiles(64, 32, 4, 2)),
         256: (Tiles(64, 32, 8, 2),),
     },
     "sm_90": {
@@ -71,10 +71,117 @@ FORWARD: Table = {
     },
 }
 
-QUERIES: Table = FORWARD
-KEYS: Table = FORWARD
-SUMS: Table = FORWARD
-INT8: Table = FORWARD
+QUERIES: Table = {
+    "sm_80": {
+        64: (Tiles(64, 64, 8, 2),),
+        128: (Tiles(64, 32, 8, 2),),
+        256: (Tiles(32, 32, 8, 1),),
+    },
+    "sm_89": {
+        64: (Tiles(64, 64, 8, 2),),
+        128: (Tiles(64, 32, 8, 2),),
+        256: (Tiles(32, 32, 8, 1),),
+    },
+    "sm_90": {
+        64: (Tiles(64, 64, 4, 3),),
+        128: (Tiles(128, 64, 8, 2), Tiles(64, 64, 8, 2)),
+        256: (Tiles(64, 32, 8, 2),),
+    },
+    "sm_100": {
+        64: (Tiles(64, 64, 8, 2),),
+        128: (Tiles(64, 64, 8, 2),),
+        256: (Tiles(64, 32, 8, 2),),
+    },
+    "gfx942": {
+        64: (Tiles(64, 32, 4, 1),),
+        128: (Tiles(64, 32, 8, 1),),
+        256: (Tiles(32, 32, 4, 1),),
+    },
+}
+
+KEYS: Table = {
+    "sm_80": {
+        64: (Tiles(64, 64, 8, 2),),
+        128: (Tiles(32, 64, 8, 2),),
+        256: (Tiles(32, 32, 8, 1),),
+    },
+    "sm_89": {
+        64: (Tiles(64, 64, 8, 2),),
+        128: (Tiles(32, 64, 8, 1),),
+        256: (Tiles(32, 32, 8, 1),),
+    },
+    "sm_90": {
+        64: (Tiles(64, 64, 4, 2),),
+        128: (Tiles(64, 64, 8, 2), Tiles(32, 64, 4, 2)),
+        256: (Tiles(32, 64, 16, 1),),
+    },
+    "sm_100": {
+        64: (Tiles(64, 64, 8, 2),),
+        128: (Tiles(64, 64, 8, 2),),
+        256: (Tiles(32, 64, 8, 1),),
+    },
+    "gfx942": {
+        64: (Tiles(32, 64, 4, 1),),
+        128: (Tiles(32, 64, 8, 1),),
+        256: (Tiles(16, 32, 4, 1),),
+    },
+}
+
+SUMS: Table = {
+    "sm_80": {
+        64: (Tiles(64, 64, 4, 3),),
+        128: (Tiles(64, 64, 8, 2),),
+        256: (Tiles(64, 32, 8, 2),),
+    },
+    "sm_89": {
+        64: (Tiles(64, 64, 4, 3),),
+        128: (Tiles(64, 64, 8, 2),),
+        256: (Tiles(64, 32, 8, 2),),
+    },
+    "sm_90": {
+        64: (Tiles(128, 64, 8, 3),),
+        128: (Tiles(128, 64, 8, 3),),
+        256: (Tiles(64, 64, 8, 2),),
+    },
+    "sm_100": {
+        64: (Tiles(128, 64, 8, 2),),
+        128: (Tiles(128, 64, 8, 2),),
+        256: (Tiles(64, 64, 8, 2),),
+    },
+    "gfx942": {
+        64: (Tiles(64, 32, 4, 1),),
+        128: (Tiles(64, 32, 4, 1),),
+        256: (Tiles(64, 32, 4, 1),),
+    },
+}
+
+INT8: Table = {
+    "sm_80": {
+        64: (Tiles(64, 64, 4, 2, False),),
+        128: (Tiles(64, 32, 4, 2, False),),
+        256: (Tiles(64, 32, 8, 2, False),),
+    },
+    "sm_89": {
+        64: (Tiles(64, 64, 4, 2, False),),
+        128: (Tiles(64, 32, 4, 2, False),),
+        256: (Tiles(64, 32, 8, 2, False),),
+    },
+    "sm_90": {
+        64: (Tiles(128, 64, 8, 3, False), Tiles(64, 64, 4, 3, False)),
+        128: (Tiles(128, 64, 8, 3, False), Tiles(64, 64, 4, 3, False)),
+        256: (Tiles(64, 64, 8, 2, False),),
+    },
+    "sm_100": {
+        64: (Tiles(64, 64, 4, 2, False),),
+        128: (Tiles(64, 64, 4, 2, False),),
+        256: (Tiles(64, 32, 8, 2, False),),
+    },
+    "gfx942": {
+        64: (Tiles(64, 32, 4, 1, False),),
+        128: (Tiles(64, 32, 4, 1, False),),
+        256: (Tiles(64, 32, 4, 1, False),),
+    },
+}
 
 TABLES = {
     "forward": FORWARD,
