@@ -27,7 +27,7 @@ class AdaSpa:
     block with it. Later ones sum with the kept log-sums. Steps between use the last map. Each query
     block keeps as many key blocks as any other; text is kept whole. Of the heads whose recall at
     `sparsity` is above 0.8, as many again as of the worst, the best get (1 + s) / 2 and the worst
-    (3 s - 1) / 2, which leaves the mean where it was (down to s = 1/3).
+    (3 s - 1) / 2, which leaves the mean where it was (below s = 1/3: 2 s and 0).
 
     Args:
         sparsity: s, share of the video's key blocks that are left out.
@@ -99,5 +99,6 @@ class AdaSpa:
         heads, s = recall.shape[-1], self.sparsity
         good = (recall > GOOD).sum(-1, keepdim=True).clamp(max=heads // 2)
         rank = recall.argsort(dim=-1, descending=True, stable=True).argsort(-1)
-        high = torch.where(rank < good, (1 + s) / 2, s)
-        return torch.where(rank >= heads - good, max((3 * s - 1) / 2, 0.0), high)
+        low = max((3 * s - 1) / 2, 0.0)  # the paper does not say what to do below 1 / 3
+        levels = torch.where(rank < good, 2 * s - low, s)
+        return torch.where(rank >= heads - good, low, levels)
