@@ -83,6 +83,7 @@ def fit(
     """
     steps, rules = walker.response.steps, _priors(walker, nodes, correct, fitted)
     known = {} if known is None else known
+    evaluate = walker.evaluate if evaluate is None else evaluate
     state, outputs, weights, stages = walker.state(0), [], [], []
     change: tuple[float, ...] = ()
     error = 0.0
