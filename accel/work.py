@@ -104,20 +104,30 @@ def count_flops(denoiser: torch.nn.Module, args: tuple, kwargs: Mapping[str, Any
         for name, ops in counter.get_flop_counts().items()
         if name.startswith(prefix)
     }
-    counts |= {f"{n}:attention": spent for n, spent in _attention(counter, prefix).items() if spent}
+    counts |= {
+        f"{n}:attention": spent for n, spent in _attention(counter, clone, prefix).items() if spent
+    }
     total = counts.get("", 0)
     return Work(total, counts, "flops", outputs) if total else count_parameters(module)
 
 
-def _attention(counter: FlopCounterMode, prefix: str) -> dict[str, int]:
-    """FLOPs of attention in every module: without storage it runs as batched products."""
-    return {
+def _attention(counter: FlopCounterMode, clone: torch.nn.Module, prefix: str) -> dict[str, int]:
+    """FLOPs of attention in every module: without storage it runs as batched products.
+
+    So does a linear layer whose input is not contiguous, which is taken off again.
+    """
+    spent = {
         name.removeprefix(prefix).removeprefix("."): sum(
-            spent for op, spent in ops.items() if str(op).split(".")[-1] in ATTENTION
+            count for op, count in ops.items() if str(op).split(".")[-1] in ATTENTION
         )
         for name, ops in counter.get_flop_counts().items()
         if name.startswith(prefix)
     }
+    for path, part in clone.named_modules():
+        if isinstance(part, torch.nn.Linear) and (linear := spent.get(path, 0)):
+            for name in [n for n in spent if not n or f"{path}.".startswith(f"{n}.")]:
+                spent[name] -= linear
+    return spent
 
 
 def _has_values(value: Any) -> bool:

@@ -58,7 +58,7 @@ def test_work_drops_as_reported(row, name):
         warnings.filterwarnings("ignore", "(?s).*CPU Autocast")  # Mochi's rotary embeddings
         accelerated = clean(row.method, name)
     counted_fraction = accelerated.flops / plain(name).flops
-    assert counted_fraction < 0.9
+    assert counted_fraction < row.spends
     if accelerated.report.basis == "parameters":
         counted_fraction = weighed(name, row.method) / weighed(name)
     assert accelerated.report.computed_fraction == pytest.approx(counted_fraction, abs=1e-3)
@@ -108,11 +108,19 @@ def fixed_output(name, guidance):
 @full
 @pytest.mark.parametrize("guidance", [None, 1.0])
 def test_on_frozen_input_a_skipped_step_equals_a_full_one(row, name, guidance):
-    """Guidance that is left out on purpose leaves the conditional prediction."""
+    """Guidance that is left out on purpose leaves the conditional prediction.
+
+    Sparse attention computes every step, another prediction than the dense first step.
+    """
     pipe = make(name)
     outputs = frozen(pipe)
     pipe.enable_acceleration(row.method)
     call(pipe, name, guidance=guidance)
+    if row.frozen == "sparse":
+        assert torch.equal(outputs[0], fixed_output(name, guidance))
+        assert not torch.allclose(outputs[1], outputs[0])
+        assert all(torch.equal(output, outputs[1]) for output in outputs[2:])
+        return
     nothing_to_skip = row.method.level == "guidance" and guidance == 1.0
     assert any(r.action != "computed" for r in pipe.acceleration.report().rows) != nothing_to_skip
     assert len(outputs) == 5

@@ -37,9 +37,10 @@ class Row:
         names: tiny pipelines of every family it claims.
         full: those that get every clause, one with fused and one with separate guidance if any.
         frozen: on repeated input a skipped step equals a full one "exactly" or to "rounding", or
-            has the "unguided" prediction.
+            has the "unguided" prediction, or is "sparse": computed, and the same in every step.
         static: which steps are skipped does not depend on the samples.
         shared: samples of a batch decide together, and the help says so.
+        spends: most of the FLOPs of a plain run; attention is a small part of tiny models.
     """
 
     method: Method
@@ -49,6 +50,7 @@ class Row:
     frozen: str = "exactly"
     static: bool = True
     shared: bool = False
+    spends: float = 0.9
 
     def __str__(self) -> str:
         return "-".join(str(v) for v in (type(self.method).__name__, *vars(self.method).values()))

@@ -19,6 +19,10 @@ from accel.report import Report
 from tests.tiny_pipelines import call, make
 
 DENOISERS = ("transformer", "transformer_2", "unet")
+SDPA = (
+    torch.nn.functional.scaled_dot_product_attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu,  # of parts of the tokens
+)
 LEAVES = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
 
 
@@ -53,7 +57,7 @@ class Attending(TorchFunctionMode):
         self.flops, self.depth = flops, depth
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is torch.nn.functional.scaled_dot_product_attention and self.depth[0]:
+        if func in SDPA and self.depth[0]:
             names = ("query", "key", "value")
             given = dict(zip(names, args, strict=False)) | (kwargs or {})
             query, key, value = (given[name] for name in names)
