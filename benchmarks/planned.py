@@ -1,6 +1,6 @@
 """How near a plan fitted to the model comes to the full run, beside everything else at its cost.
 
-Both shipped models: budgets of 50 and of 28 steps, other solvers, how plans age, how many
+Every shipped model: budgets of 50 and of 28 steps, other solvers, how plans age, how many
 calibration samples they need. Run as `python benchmarks/planned.py`; an interrupted run goes on
 where it was, and options choose a part, e.g. `--model shapes-t2v --solver euler --budget 12`.
 """
@@ -22,11 +22,12 @@ import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from accel.calibration import EFFORTS  # noqa: E402
+from accel.pipelines import tiny  # noqa: E402
 from benchmarks.cells import Cells  # noqa: E402
 from benchmarks.conditions import CONDITIONS, changed  # noqa: E402
-from benchmarks.fidelity import CACHE, MODELS, RESULTS, OutOfTime, load  # noqa: E402
+from benchmarks.fidelity import CACHE, RESULTS, OutOfTime, load  # noqa: E402
 from benchmarks.judge import Judge  # noqa: E402
-from benchmarks.planned_cells import ROWS, Bench, label  # noqa: E402
+from benchmarks.planned_cells import GUARDED, ROWS, Bench, label  # noqa: E402
 from benchmarks.planned_report import write  # noqa: E402
 from benchmarks.settings import OWN, Setting  # noqa: E402
 from benchmarks.shapes import Model  # noqa: E402
@@ -59,7 +60,7 @@ class Work:
         console.log(f"{self.model.name}: {what}", highlight=False)
 
     def bench(self, sampler: str = OWN, only: list[str] | None = None, **how: object) -> Bench:
-        order = [*(VIDEO if self.model.moving else PICTURE)]
+        order = [*(PICTURE if hasattr(self.model.pipe, "unet") else VIDEO)]
         if sampler == "euler":  # of other solvers with as few steps, the best there is
             order[order.index("euler with as few steps")] = "unipc with as few steps"
         rows = (r for r in order if r in (only or order) and not r.startswith("recipe"))
@@ -81,11 +82,15 @@ class Work:
                 self.check(f"{judge.sampler}: {ROWS[effort]}, {budget} of {steps}")
                 plan = bench.plan(budget, effort=effort)
                 bench.judged(plan, ROWS[effort], budget, count)
-                method = plan.methods[0]
-                planned[budget].append(Setting(ROWS[effort], method, judge.sampler, steps))
+                planned[budget].append(bench.setting(plan, ROWS[effort]))
+                if effort == "normal":
+                    bench.judged(plan, GUARDED, budget, count, guard=True)
+                    planned[budget].append(bench.setting(plan, GUARDED, guard=True))
         for budget in budgets:
             self.check(f"{judge.sampler}: rivals at {budget} of {steps}")
-            rivals = bench.rivals(budget)
+            rivals, left_out = bench.rivals(budget)
+            for why in left_out:
+                console.log(f"{judge.sampler}: left out: {why}", highlight=False)
             for setting in rivals:
                 self.check(f"{judge.sampler}: {setting.row}: {setting}")
                 judge.evaluate(setting, label(budget, steps), count)
@@ -106,7 +111,10 @@ class Work:
                     self.check(f"{condition.name}: {budget} of {STEPS}")
                     plan, fewer = bench.plan(budget), -(-budget * steps // STEPS)
                     there.judged(plan, "Planned, as it was", fewer, count)
-                    if condition.steps:
+                    if condition.steps is None:
+                        row = "Planned, as it was, with its guard"
+                        there.judged(plan, row, fewer, count, guard=True)
+                    else:
                         bare = replace(plan, methods=(replace(plan.methods[0], weights=()),))
                         there.judged(bare, "Planned, as it was, not fitted", fewer, count)
                     anew = there.plan(fewer)
@@ -136,7 +144,7 @@ def grids(model: Model, solvers: list[str] | None, steps: list[int] | None) -> I
 
 def main(
     models: Annotated[
-        list[str] | None, typer.Option("--model", help="Which; both if none.")
+        list[str] | None, typer.Option("--model", help="Which; all that ship if none.")
     ] = None,
     folder: Annotated[
         list[str] | None, typer.Option(help="NAME=PATH: another version of a model.")
@@ -167,7 +175,7 @@ def main(
     cells = Cells(out, beside=[RESULTS / "fidelity.json"])
     parts, efforts = tuple(part or PARTS), tuple(effort or EFFORTS)
     try:
-        for name in () if report_only else models or MODELS:
+        for name in () if report_only else models or tiny.NAMES:
             model = load(name, places.get(name))
             make = partial(
                 Judge,

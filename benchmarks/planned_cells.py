@@ -6,11 +6,13 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import accel
 import accel.caching
+from accel.noise import is_flow
 from accel.plan import Plan
 from benchmarks.judge import Judge
 from benchmarks.settings import Setting, plain, ready
@@ -18,7 +20,8 @@ from benchmarks.shapes import SETS
 from benchmarks.sweep import Sweep, ratio_of
 
 ROWS = {"normal": "Planned", "high": "Planned, effort high", "gradient": "Planned, gradient fit"}
-"""Effort of the calibration -> row of the table."""
+"""Effort of the calibration -> row of the table, without the guard: its budget is exact."""
+GUARDED = "Planned, with its guard"
 SAMPLES = 8
 """Calibration samples of a plan where nothing else is said."""
 SOURCES = Path(accel.caching.__file__).parent
@@ -42,7 +45,7 @@ class Bench:
 
     def __init__(self, judge: Judge, rivals: Iterable[str] = ()) -> None:
         self.judge, self._rivals = judge, tuple(rivals)
-        spaced = () if judge.model.moving else (":trailing", ":linspace")
+        spaced = () if is_flow(judge.model.pipe.scheduler) else (":trailing", ":linspace")
         self._sweep = Sweep(
             judge.attempt, judge.magnitudes, judge.sampler, ("", *spaced), steps=judge.steps
         )
@@ -83,19 +86,36 @@ class Bench:
         )
         return Plan.from_json(json.dumps(found["plan"]))
 
-    def judged(self, plan: Plan, row: str, budget: int, count: int) -> dict[str, Any]:
+    def setting(self, plan: Plan, row: str, guard: bool = False) -> Setting:
+        """How a plan is run."""
+        planned: Any = plan.methods[0]
+        method = replace(planned, guard=guard)
+        return Setting(row, method, self.judge.sampler, self.judge.steps)
+
+    def judged(
+        self, plan: Plan, row: str, budget: int, count: int, guard: bool = False
+    ) -> dict[str, Any]:
         """A plan on `count` held-out samples; under another condition it is moved there."""
-        steps = self.judge.steps
-        setting = Setting(row, plan.methods[0], self.judge.sampler, steps)
+        setting, steps = self.setting(plan, row, guard), self.judge.steps
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that it was made for something else
             return self.judge.evaluate(setting, label(budget, steps), count)
 
-    def rivals(self, budget: int) -> list[Setting]:
-        """The best setting of every row that computes no more than `budget` steps' work."""
-        ratio = ratio_of(budget, self.judge.steps)
-        found = (self._sweep.choose(row, ratio) for row in self._rivals)
-        return [setting for setting in found if setting is not None]
+    def rivals(self, budget: int) -> tuple[list[Setting], list[str]]:
+        """The best setting of every row that computes no more than `budget` steps' work.
+
+        And why rows were left out that do not know this model.
+        """
+        ratio, found, left_out = ratio_of(budget, self.judge.steps), [], []
+        for row in self._rivals:
+            try:
+                setting = self._sweep.choose(row, ratio)
+            except ValueError as error:
+                left_out.append(f"{row}: {error}")
+                continue
+            if setting is not None:
+                found.append(setting)
+        return found, left_out
 
 
 def label(budget: int, steps: int) -> float:

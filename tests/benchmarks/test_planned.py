@@ -113,8 +113,12 @@ def test_plans_are_fitted_once_on_samples_that_none_is_judged_on(tmp_path):
     assert len(Cells(path).cells) == 1 and f"code={code()}" in next(iter(Cells(path).cells))
     found = bench().judged(plan, "Planned", 3, 2)
     assert len(found["psnr"]) == 2 and found["means"]["work"] == pytest.approx(0.5, rel=1e-3)
-    (few,) = {s.steps for s in bench().rivals(3)}
-    assert few == 3 and model.pipe.scheduler.config == make("sd").scheduler.config
+    assert bench().setting(plan, "x", guard=True).method == plan.methods[0]
+    assert not bench().setting(plan, "x").method.guard
+    other = Bench(bench().judge, ["own with as few steps", "FirstBlockCache"])
+    (few,), (why,) = other.rivals(3)
+    assert few.steps == 3 and why.startswith("FirstBlockCache: ")
+    assert model.pipe.scheduler.config == make("sd").scheduler.config
     fields = [c["fields"] for c in Cells(path).cells.values()]
     assert all(f["under"] == "6 steps" for f in fields)
 
@@ -152,10 +156,10 @@ def test_tables_say_what_the_cells_hold(tmp_path, capsys):
     cells = Cells(path)
     found = {title: lines for title, _, lines in tables(cells, "shapes-t2v", "ab")}
     wide, narrow = found["50 steps of the solver it ships with: gains"]
-    assert wide == ("18 of 50", "50.00 ± 0.00", "–", "–", "–")
+    assert wide == ("18 of 50", "50.00 ± 0.00", "0.360", "–", "–", "–")
     assert narrow[0] == "12 of 50" and narrow[1].startswith("42.00 ± 2.00")
-    assert narrow[2] == "+10.50 ± 0.50 (diffusers MagCache)"
-    assert narrow[3] == "+4.50 ± 0.50 (unipc with as few steps)"
+    assert narrow[3] == "+10.50 ± 0.50 (diffusers MagCache)"
+    assert narrow[4] == "+4.50 ± 0.50 (unipc with as few steps)"
     assert ("half the guidance", "12 of 50", "Planned, as it was") in [
         line[:3] for line in ageing(cells, "shapes-t2v")
     ]
