@@ -136,6 +136,7 @@ class State:
 
     Attributes:
         first: step index at which the denoiser was first called in this way.
+        last: step index of the newest such call.
         compute: the decision for the call going on.
         rows: the rows of the batch this part has, (R,); None for all.
         parts: what decides apart, if anything does.
@@ -151,6 +152,7 @@ class State:
         keep_on: str = "device",
     ) -> None:
         self.first, self.compute, self.rows = first, True, rows
+        self.last = first
         self._weights, self._length, self._history = weights, length, history
         self._keep_on = keep_on
         self.histories: dict[str, History] = {}
@@ -213,17 +215,21 @@ class Cache:
     def enter(
         self, denoiser: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[State, Step]:
-        """The state for the denoiser call that begins, made if there is none."""
+        """The state for the denoiser call that begins, made if there is none.
+
+        What was kept before the branch was left out for a step or more is too old to go on from.
+        """
         step = self._clock.step
         tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
         shapes = tuple((t.shape, t.dtype, t.device) for t in tensors)
         key = (step.run, denoiser, step.branch, shapes)
         state = self._states.get(key)
-        if state is None:
+        if state is None or step.index > state.last + 1:
             state = State(
                 step.index, self._weights, self._length, None, self._history, self._keep_on
             )
             self._states[key] = state
+        state.last = step.index
         self.current = state
         state.prefetch()
         return state, step
