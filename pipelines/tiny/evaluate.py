@@ -49,12 +49,16 @@ def generate(
 
 @torch.no_grad()
 def autoencoder_psnr(
-    pipe: DiffusionPipeline, moving: bool, count: int = 100, size: int = CANVAS
+    pipe: DiffusionPipeline,
+    moving: bool,
+    count: int = 100,
+    size: int = CANVAS,
+    frames: int = FRAMES,
 ) -> float:
     """Mean PSNR in dB, per clip or picture, of held-out scenes through the autoencoder."""
     values = []
     for scene in tqdm(heldout(count, moving), desc="autoencoder", mininterval=5):
-        truth = torch.from_numpy(render(scene, FRAMES if moving else 1, size))
+        truth = torch.from_numpy(render(scene, frames if moving else 1, size))
         values.append(_psnr(_roundtrip(pipe, truth.to(pipe.vae.device), moving), truth))
     return float(np.mean(values))
 
@@ -109,6 +113,7 @@ def main(
     steps: int = typer.Option(50, min=1),
     guidance: float | None = typer.Option(None, help="Guidance scale, if not the model's own."),
     size: int | None = typer.Option(None, help="Side in pixels, if not the model's own."),
+    frames: int | None = typer.Option(None, help="Frames of a video, if not the model's own."),
     batch_size: int = typer.Option(10, min=1),
     first: int = typer.Option(0, min=0, help="Index to begin with, going round."),
 ) -> None:
@@ -117,6 +122,7 @@ def main(
     moving = type(pipe).__name__ == "WanPipeline"
     options = call_defaults(name_of(pipe)) | {"num_inference_steps": steps}
     options |= {} if size is None else {"height": size, "width": size}
+    options |= {} if frames is None else {"num_frames": frames}
     options |= {} if guidance is None else {"guidance_scale": guidance}
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     pipe.set_progress_bar_config(disable=True)
@@ -129,8 +135,8 @@ def main(
         samples = generate(
             pipe, [prompts[i] for i in chosen], [FIRST_SEED + i for i in chosen], **options
         )
-        for i, frames in zip(chosen, samples, strict=True):
-            share, whole = adherence(frames if moving else frames[0], prompts[i])
+        for i, sample in zip(chosen, samples, strict=True):
+            share, whole = adherence(sample if moving else sample[0], prompts[i])
             row = {"index": i, "caption": prompts[i], "attributes": share, "all_right": whole}
             with kept.open("a") as lines:
                 lines.write(json.dumps(row | {"options": options}) + "\n")
@@ -138,7 +144,8 @@ def main(
         bar.update(len(rows) - bar.n)
         bar.set_postfix(summary(rows), refresh=False)
     rows = [row for i, row in sorted(_read(kept, options).items()) if i < n]
-    psnr = round(autoencoder_psnr(pipe, moving, size=options["height"]), 2)
+    shape = options["height"], options.get("num_frames", 1)
+    psnr = round(autoencoder_psnr(pipe, moving, size=shape[0], frames=shape[1]), 2)
     result = {**summary(rows), "autoencoder_psnr": psnr, "options": options}
     out.write_text(json.dumps(result, indent=2) + "\n")
     typer.echo(json.dumps(result))

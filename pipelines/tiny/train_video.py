@@ -32,8 +32,8 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 from . import write_manifest
 from .loop import SEGMENT, fit
 from .muon import Muon, hidden_matrices
-from .scenes import caption, render, sample_scenes
-from .train_autoencoder_video import latest
+from .scenes import CANVAS, caption, render, sample_scenes
+from .train_autoencoder_video import FRAMES, latest
 from .words import TOKENS, tokenizer
 
 SHARD = 512
@@ -68,8 +68,18 @@ TEXT = {
 class Latents:
     """Normalised latents and token ids of training scenes, encoded once and kept on disk."""
 
-    def __init__(self, folder: Path, autoencoder: Path, scenes: int, pairs: int = 0) -> None:
-        """Of `pairs` more scenes each holds two objects."""
+    def __init__(
+        self,
+        folder: Path,
+        autoencoder: Path,
+        scenes: int,
+        pairs: int = 0,
+        size: int = CANVAS,
+        length: int = FRAMES,
+    ) -> None:
+        """Clips of `length` frames of `size` pixels; of `pairs` more scenes each holds two."""
+        usual = (size, length) == (CANVAS, FRAMES)
+        folder = folder if usual else folder / f"{size}px-{length}frames"
         shards = [folder / f"{index:04d}.safetensors" for index in range(scenes // SHARD)]
         shards += [folder / f"pairs-{index:04d}.safetensors" for index in range(pairs // SHARD)]
         missing = [path for path in shards if not path.exists()]
@@ -80,7 +90,8 @@ class Latents:
             for path in tqdm(missing, unit="shard"):
                 partly = path.with_suffix(".partial")
                 kind, _, index = path.stem.rpartition("-")
-                made = encode(vae, tokenizer(), int(index), SHARD, pairs=kind == "pairs")
+                clips = {"pairs": kind == "pairs", "size": size, "length": length}
+                made = encode(vae, tokenizer(), int(index), SHARD, **clips)
                 save_file(made, str(partly))
                 partly.replace(path)
         held = [load_file(path) for path in shards]
@@ -114,20 +125,25 @@ def encode(
     seed: int,
     count: int,
     pairs: bool = False,
+    size: int = CANVAS,
+    length: int = FRAMES,
 ) -> dict[str, Tensor]:
     """Half-precision latents and token ids of `count` training scenes drawn with `seed`."""
     rng = np.random.default_rng((seed, 18 if pairs else 17))
     shape = (1, -1, 1, 1, 1)
     mean = torch.tensor(vae.config.latents_mean, device=vae.device).view(shape)
     std = torch.tensor(vae.config.latents_std, device=vae.device).view(shape)
+    at_once = max(1, 16 * CANVAS**2 * FRAMES // (size**2 * length))
     latents, captions = [], []
     for _ in range(0, count, 16):
         scenes = sample_scenes(rng, 16, pairs=pairs)
         captions += [caption(scene) for scene in scenes]
-        clip = torch.from_numpy(np.stack([render(scene) for scene in scenes])).transpose(1, 2)
-        with torch.autocast(vae.device.type, torch.bfloat16):
-            mode = vae.encode(clip.to(vae.device) * 2 - 1).latent_dist.mode().float()
-        latents.append(((mode - mean) / std).half().cpu())
+        for part in (scenes[i : i + at_once] for i in range(0, 16, at_once)):
+            drawn = np.stack([render(scene, length, size) for scene in part])
+            clip = torch.from_numpy(drawn).transpose(1, 2).to(vae.device) * 2 - 1
+            with torch.autocast(vae.device.type, torch.bfloat16):
+                mode = vae.encode(clip).latent_dist.mode().float()
+            latents.append(((mode - mean) / std).half().cpu())
     tokens = words(captions, padding="max_length", max_length=TOKENS, return_tensors="pt")
     return {"latents": torch.cat(latents), "tokens": tokens.input_ids.short()}
 
@@ -215,7 +231,9 @@ def main(
     folder: Path = typer.Option(..., help="Where latents, state and log go."),
     scenes: int = typer.Option(4_096, help="Training scenes to encode, in shards of 512."),
     pairs: int = typer.Option(0, help="More scenes, of two objects each; rarer and harder."),
-    short: int = typer.Option(9_440, help="Samples of two latent frames to begin with."),
+    size: int = typer.Option(CANVAS, help="Side of a frame in pixels, a multiple of 8."),
+    length: int = typer.Option(FRAMES, help="Frames of a clip, one more than a multiple of 4."),
+    short: int = typer.Option(9_440, help="Samples of two latent frames to begin with; or 0."),
     middle: int = typer.Option(22_500, help="Samples up to the end of the emphasis on objects."),
     samples: int = typer.Option(27_000, help="Samples in all; the last 40 % anneal."),
     emphasis: float = typer.Option(4.0, help="Weight of places that hold an object."),
@@ -233,7 +251,13 @@ def main(
     if into is not None:
         export(averaged(autoencoder, folder), into)
         return
-    data = Latents(folder / "latents", autoencoder, scenes, pairs)
+    if size % 8 or length % 4 != 1 or min(size, length) < 5:
+        raise typer.BadParameter(
+            f"--size must be a multiple of 8 and --length one more than a multiple of 4, got "
+            f"{size} and {length}"
+        )
+    data = Latents(folder / "latents", autoencoder, scenes, pairs, size, length)
+    whole = (length - 1) // 4 + 1
     transformer, encoder = untrained()
     if start is not None:
         load_model(transformer, str(start / "transformer" / "diffusion_pytorch_model.safetensors"))
@@ -241,7 +265,9 @@ def main(
     if compiled:
         transformer.compile_repeated_blocks()
     with Muon(hidden_matrices(transformer.blocks, encoder.encoder.block), ratio=muon):
-        for frames, budget in ((2, short), (5, samples)):
+        for frames, budget in ((2, short), (whole, samples)):
+            if not budget:
+                continue
             emphasised = (emphasis, short, middle)
             fit(
                 {"transformer": transformer, "text": encoder},
@@ -251,7 +277,7 @@ def main(
                 samples=budget,
                 batch_size=batch_size,
                 lr=lr,
-                anneal=frames == 5,
+                anneal=frames == whole,
                 bf16=bf16,
             )
     (folder / "config.json").write_text(json.dumps({"transformer": TRANSFORMER, "text": TEXT}))
