@@ -71,12 +71,11 @@ def _best(
     places = torch.arange(scores.shape[-1], device=scores.device)
     kept = places < minimum
     if keep is not None:
-        # halves round up, as people do; torch.round would take them to the even number
-        number = torch.as_tensor(keep, device=scores.device, dtype=torch.float64)
-        number = (number * scores.shape[-1] + 0.5 + 1e-9).floor()
-        kept = kept | (places < number[..., None])
+        # halves round up; torch.round would take them to the even number
+        number = (keep[..., None] if isinstance(keep, Tensor) else keep) * scores.shape[-1] + 0.5
+        kept = kept | (places + 1 <= number + 1e-6)
     if mass is not None:
-        share = torch.as_tensor(mass, device=scores.device, dtype=scores.dtype)[..., None]
+        share = mass[..., None] if isinstance(mass, Tensor) else mass
         total = ordered.masked_fill(ordered == -torch.inf, 0).cumsum(-1)
         before = total - ordered if include_crossing else total
         kept = kept | (before < share if include_crossing else before <= share)

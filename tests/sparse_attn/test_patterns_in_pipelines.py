@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import accel
 from accel.pipelines import tiny
@@ -121,3 +122,45 @@ def test_batch_entries_do_not_hear_of_one_another(name):
     for one in range(2):
         assert torch.allclose(both[one : one + 1], run(slice(one, one + 1)), atol=1e-5)
     assert both[:, :11].isfinite().all()
+
+
+class HostReads(TorchDispatchMode):
+    """Operators that wait for the device, where there is one."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        mask = name in ("index", "index_put_", "index_put") and any(
+            i is not None and i.dtype == torch.bool for i in args[1]
+        )
+        if mask or name in self.NAMES:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", sorted(SPARSE))
+def test_maps_are_built_without_waiting_for_the_device(name):
+    """From the second call on; the first may make what only the shapes decide."""
+    pattern, state = SPARSE[name], {}
+    q, k, v = random_qkv(ODD, heads=2)
+
+    def run(fraction):
+        place = Place(1, 4, fraction, None, None, ODD, state)
+        found = pattern.route(q, k, v, place)
+        if found.compensate is not None:
+            lse = torch.zeros(2, 2, ODD.tokens)
+            found.compensate(q, k, v, q, lse)
+
+    run(0.3)
+    with HostReads() as seen:
+        run(0.5)
+        run(0.8)
+    assert seen.found == []
+    with HostReads() as seen:
+        int(q.sum())
+    assert seen.found  # what the test looks for is there to be found
