@@ -109,8 +109,8 @@ def solver(own: Any, name: str) -> Any:
     """
     kind, _, spacing = name.partition(":")
     spaced = {"timestep_spacing": spacing} if spacing else {}
-    flow = own.config.prediction_type == "flow_prediction"
-    if kind == OWN:
+    flow = own.config.get("prediction_type") == "flow_prediction"
+    if kind == OWN or (kind == "euler" and isinstance(own, FlowMatchEulerDiscreteScheduler)):
         return type(own).from_config(own.config, **spaced)
     if kind == "euler" and flow:
         return FlowMatchEulerDiscreteScheduler(shift=own.config.flow_shift)

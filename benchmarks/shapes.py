@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -50,7 +51,7 @@ class Model:
 
     def __init__(self, name: str, pipe: Any, folder: Path, options: Mapping[str, Any]) -> None:
         self.name, self.pipe, self.folder, self.options = name, pipe, folder, options
-        self.moving = hasattr(pipe, "transformer")
+        self.moving = "num_frames" in inspect.signature(type(pipe).__call__).parameters
         pipe.set_progress_bar_config(disable=True)
 
     @cached_property
@@ -64,7 +65,7 @@ class Model:
 
     @property
     def denoiser(self) -> torch.nn.Module:
-        return self.pipe.transformer if self.moving else self.pipe.unet
+        return _denoiser(self.pipe)
 
     def samples(self, which: str, count: int) -> list[Sample]:
         """The first `count` samples of the set `which`, with seeds of their own.
@@ -79,10 +80,8 @@ class Model:
 
     def make(self, setting: Setting, samples: Sequence[Sample]) -> Made:
         """Samples in one batch."""
-        with ready(self.pipe, setting) as pipe:
-            denoiser = pipe.transformer if self.moving else pipe.unet
-            with WorkCounter(denoiser) as work:
-                frames = self.call(pipe, setting.steps, samples, "pt")
+        with ready(self.pipe, setting) as pipe, WorkCounter(_denoiser(pipe)) as work:
+            frames = self.call(pipe, setting.steps, samples, "pt")
         flops = work.flops / len(samples)
         return Made(frames.float().cpu().numpy(), (flops,) * len(samples))
 
@@ -97,3 +96,8 @@ class Model:
             **self.options,
         )
         return result.frames if self.moving else result.images
+
+
+def _denoiser(pipe: Any) -> torch.nn.Module:
+    found = getattr(pipe, "transformer", None)
+    return pipe.unet if found is None else found
