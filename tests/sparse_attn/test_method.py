@@ -1,0 +1,231 @@
+"""SparseAttention on pipelines: what it computes, says, refuses and leaves behind."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import accel
+from accel.sparse_attn import SlidingTile, SparseAttention
+from accel.sparse_attn.attending import _without, arranged
+from accel.sparse_attn.kernels import KERNELS
+from accel.sparse_attn.kernels.choice import choose
+from accel.sparse_attn.layout import BlockLayout, uniform
+from accel.sparse_attn.pattern import Routing
+from tests.tiny_pipelines import call, make
+
+TILE = SlidingTile((1, 1, 1), (1, 2, 2))
+
+
+def method(**fields):
+    return SparseAttention(TILE, **({"shortest": 1} | fields))
+
+
+def run(name="wan", **fields):
+    pipe = make(name)
+    pipe.enable_acceleration(method(**fields))
+    call(pipe, name, steps=5)
+    return pipe, pipe.acceleration.report()
+
+
+@dataclasses.dataclass(frozen=True)
+class Everything:
+    """Every block, so that the kernel computes what the model would have."""
+
+    def route(self, q, k, v, place):
+        start = uniform(q.shape[1], 64)
+        blocks = start.shape[-1] - 1
+        map = torch.ones(q.shape[0], q.shape[2], blocks, blocks, dtype=torch.bool)
+        return Routing(
+            BlockLayout.from_map(map, start, start, 64, 64, seq_q=q.shape[1], seq_k=q.shape[1])
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Reversed(Everything):
+    """The same in another order of tokens."""
+
+    def route(self, q, k, v, place):
+        order = torch.arange(q.shape[1] - 1, -1, -1)[None, None]
+        return dataclasses.replace(super().route(q, k, v, place), order_q=order, order_k=order)
+
+
+@pytest.mark.parametrize("pattern", [Everything(), Reversed()], ids=str)
+@pytest.mark.parametrize("name", ["wan", "hunyuan_video", "cogvideox", "mochi", "flux"])
+def test_a_kernel_over_every_block_computes_the_attention_of_the_model(name, pattern):
+    """With the padding mask of HunyuanVideo and the shortened text of Mochi."""
+    pipe = make(name)
+    plain = call(pipe, name, steps=3)
+    pipe.enable_acceleration(SparseAttention(pattern, shortest=1, dense_until=0.0))
+    latents = call(pipe, name, steps=3)
+    scale = plain.abs().max()
+    torch.testing.assert_close(latents / scale, plain / scale, rtol=2e-4, atol=2e-5)
+    assert set(pipe.acceleration.report().attention.kernels) == {"gather"}
+
+
+def test_dense_steps_and_layers_are_as_set():
+    _, report = run(dense_until=0.4, dense_layers=(0, -1))
+    dense = {(row.index, row.layer) for row in report.attention.rows if row.kernel == "dense"}
+    assert dense == {(i, layer) for i in range(5) for layer in range(4) if i < 2 or layer in (0, 3)}
+    assert all(sum(r.density) == 2 for r in report.attention.rows if r.kernel == "dense")
+
+
+def test_the_report_tells_density_recall_and_times():
+    _, report = run()
+    record = report.attention
+    assert record.by("index")[0] == 1 and record.by("index")[1] == pytest.approx(1 / 8)
+    assert record.by("layer").keys() == {0, 1, 2, 3} and record.by("branch").keys() == {
+        "cond",
+        "uncond",
+    }
+    measured = [row for row in record.rows if row.recall is not None]
+    assert {row.layer for row in measured if row.index == 4} == {0, 1, 2, 3}
+    assert {(row.index, row.layer) for row in measured if row.index < 4} == {(1, 1), (2, 2), (3, 3)}
+    assert all(0 < r < 1 for row in measured for r in row.recall)
+    assert record.seconds_map > 0 and record.seconds_kernel > 0
+    assert "of pairs" in report.summary() and "gather" in report.summary()
+    assert report.to_dict()["attention"]["rows"][0]["kernel"] == "dense"
+
+
+def test_recall_is_the_share_of_attention_mass_that_is_kept():
+    from accel.sparse_attn.log import recall
+
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 1, 192, 2, 8)
+    start = uniform(192, 64)
+    map = torch.rand(1, 2, 3, 3) < 0.5
+    layout = BlockLayout.from_map(map, start, start, 64, 64, seq_q=192, seq_k=192)
+    weights = (torch.einsum("bqhd,bkhd->bhqk", q, k) * 0.3).softmax(-1)
+    expected = (weights * layout.mask()).sum(-1)[0, :, ::4].mean(-1)
+    torch.testing.assert_close(recall(q, k, layout, 0.3, 48), expected)
+
+
+def test_maps_are_drawn(tmp_path):
+    _, report = run()
+    path = report.plot_attention(1, 0, tmp_path / "map.png")
+    assert path.read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(ValueError, match="no sparse map of layer 9, head 0"):
+        report.plot_attention(9, 0, tmp_path / "none.png")
+
+
+def test_a_report_of_dense_attention_has_no_map(tmp_path):
+    pipe = make("wan")
+    pipe.enable_acceleration(accel.parse_method("TaylorSeer:interval=2"))
+    call(pipe, "wan")
+    with pytest.raises(ValueError, match="computes attention whole"):
+        pipe.acceleration.report().plot_attention(0, 0, tmp_path / "none.png")
+
+
+def test_it_is_explained_before_the_run():
+    pipe = make("wan")
+    pipe.enable_acceleration(method())
+    told = pipe.acceleration.explain(steps=10)
+    assert "computes 10 of 10 steps, the first 2 with dense attention" in told
+    assert "kernel gather: the fastest that works for float32 on cpu, head size 12" in told
+
+
+def test_plans_and_the_shell_write_it():
+    read = accel.parse_method("SparseAttention:pattern=SlidingTile(window=(3,1,3)),kernel=gather")
+    assert read == SparseAttention(SlidingTile((3, 1, 3)), kernel="gather")
+    plan = accel.Plan((method(dense_layers=(0, -1)),))
+    assert accel.Plan.from_json(plan.to_json()) == plan
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"kernel": "gahter"}, "did you mean gather"),
+        ({"pattern": 3}, "must be a pattern"),
+        ({"pattern": SlidingTile}, "must be a pattern"),
+        ({"dense_until": 2.0}, "a share from 0 to 1"),
+    ],
+    ids=str,
+)
+def test_wrong_settings_are_refused(wrong, told):
+    with pytest.raises(ValueError, match=told):
+        SparseAttention(**({"pattern": TILE} | wrong))
+
+
+def test_a_layer_that_there_is_not_is_refused_when_enabled():
+    pipe = make("wan")
+    with pytest.raises(ValueError, match="4 self-attention modules: 0 to 3"):
+        pipe.enable_acceleration(method(dense_layers=(4,)))
+    assert not pipe.acceleration
+
+
+def test_a_kernel_asked_for_by_name_is_used_or_refused():
+    assert set(run(kernel="reference")[1].attention.kernels) == {"reference"}
+    pipe = make("wan")
+    pipe.enable_acceleration(method(kernel="flex"))
+    with pytest.raises(ValueError, match="kernel 'flex' cannot be used for float32 on cpu"):
+        call(pipe, "wan")
+
+
+def test_auto_passes_over_kernels_that_do_not_work_or_were_never_launched():
+    class Other:
+        def __init__(self, reason, unproven=None):
+            self.reason, self.unproven = reason, unproven
+
+        def why_not(self, q, layout):
+            return self.reason
+
+    q = torch.empty(1, 64, 1, 64, device="meta")
+    kernels = {
+        "triton": Other(None, "never launched"),
+        "flex": Other("ragged"),
+        "gather": Other(None),
+    }
+    cuda = type("Q", (), {"dtype": q.dtype, "shape": q.shape, "device": torch.device("cuda")})()
+    name, kernel, why = choose("auto", kernels, cuda, None)
+    assert name == "gather" and kernel is kernels["gather"]
+    assert "not triton (never launched), flex (ragged)" in why
+    assert choose("triton", kernels, cuda, None)[0] == "triton"
+
+
+def test_short_sequences_stay_dense():
+    with pytest.warns(UserWarning, match="SparseAttention skipped nothing"):
+        _, report = run(shortest=33)
+    assert report.computed_fraction == 1
+
+
+def test_a_replaced_processor_is_noticed():
+    pipe, _ = run()
+    block = pipe.transformer.blocks[0]
+    block.attn1.set_processor(type(block.attn1.processor)())
+    with pytest.raises(RuntimeError, match=r"blocks\.0\.attn1 in transformer was replaced"):
+        call(pipe, "wan")
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 4, 4), (1, 2, 1, 4)])
+def test_masks_that_differ_between_queries_or_heads_are_refused(shape):
+    q = torch.zeros(1, 4, 2, 8)
+    routing = Everything().route(q, q, q, None)
+    with pytest.raises(ValueError, match="no boolean mask of keys alone"):
+        _without(routing, torch.ones(shape, dtype=torch.bool), q, q)
+
+
+def test_a_mask_is_followed_in_the_order_of_the_keys():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 100, 2, 8)
+    mask = torch.rand(2, 1, 1, 100) < 0.6
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        *(x.transpose(1, 2) for x in (q, k, v)), attn_mask=mask
+    ).transpose(1, 2)
+    for pattern in (Everything(), Reversed()):
+        found = _without(pattern.route(q, k, v, None), mask, q, k)
+        near = [arranged(x, found.order_k) for x in (k, v)]
+        own = arranged(q, found.order_q)
+        out, _ = KERNELS["reference"].attend(own, *near, found.layout, 8**-0.5)
+        if found.order_q is not None:
+            out = out.flip(1)
+        torch.testing.assert_close(out, expected)
+
+
+def test_regional_compile_gives_the_same():
+    pipe, _ = run()
+    torch._dynamo.reset()
+    eager = call(pipe, "wan", steps=5)
+    pipe.transformer.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
+    compiled = call(pipe, "wan", steps=5)
+    torch.testing.assert_close(compiled, eager, rtol=1e-3, atol=1e-3)
+    assert set(pipe.acceleration.report().attention.kernels) == {"gather"}
