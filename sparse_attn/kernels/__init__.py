@@ -11,6 +11,7 @@ from .external import EXTERNAL
 from .flex import Flex
 from .gather import Gather
 from .reference import Reference
+from .triton_int8_launch import TritonInt8
 from .triton_launch import Triton
 
 
@@ -38,4 +39,6 @@ KERNELS: dict[str, Kernel] = {
     "gather": Gather(),
     "reference": Reference(),
     "triton": Triton(),
+    "triton_int8": TritonInt8(),
+    "triton_int8_fp8": TritonInt8(fp8=True),
 }

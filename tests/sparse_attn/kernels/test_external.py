@@ -123,7 +123,7 @@ def test_probing_says_why(monkeypatch):
 def test_a_kernel_by_name_is_used_or_an_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     asked = problem(129, dtype=torch.float16)
-    for name in (*EXTERNAL, "triton"):
+    for name in (*EXTERNAL, "triton", "triton_int8", "triton_int8_fp8"):
         with pytest.raises(ValueError, match=name):
             choose(name, KERNELS, asked.q, asked.layout)
 
@@ -134,10 +134,10 @@ def test_what_was_never_launched_is_never_chosen():
 
     asked = problem(129, dtype=torch.float16)
     q = asked.q.as_subclass(OnCard)
-    for kernel in (*EXTERNAL.values(), KERNELS["triton"]):
-        assert "never been launched" in kernel.unproven
+    for known in (*EXTERNAL, "triton", "triton_int8", "triton_int8_fp8"):
+        assert "never been launched" in KERNELS[known].unproven
     name, _, why = choose("auto", KERNELS, q, asked.layout)
-    assert name not in (*EXTERNAL, "triton")
+    assert name in ("flex", "gather")
     assert "triton (it has never been launched on a card)" in why
 
 

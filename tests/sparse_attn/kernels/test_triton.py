@@ -13,7 +13,7 @@ import pytest
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("checks", ["check_triton.py"])
+@pytest.mark.parametrize("checks", ["check_triton.py", "check_triton_int8.py"])
 def test_in_the_interpreter(checks):
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
