@@ -15,6 +15,7 @@ from .guidance_adaptive import AdaptiveGuidance
 from .guidance_held import HeldGuidance
 from .guidance_interval import IntervalGuidance
 from .guidance_steps import GuidedSteps
+from .paradigms import ParaDiGMS
 from .pseudo_corrector import PseudoCorrector
 from .region_adaptive import RegionAdaptive
 from .resolution_regions import RegionUpsampling
@@ -22,6 +23,7 @@ from .resolution_stages import ResolutionStages
 from .restart import Restart
 from .sampler import SOLVERS, Sampler
 from .shared_noise import SharedNoise
+from .srds import SRDS
 from .stork import STORK
 from .truncated_start import TruncatedStart
 from .unipc import UniPC
@@ -32,9 +34,11 @@ METHODS: dict[str, type[Method]] = {
     "GuidedSteps": GuidedSteps,
     "HeldGuidance": HeldGuidance,
     "IntervalGuidance": IntervalGuidance,
+    "ParaDiGMS": ParaDiGMS,
     "RegionAdaptive": RegionAdaptive,
     "RegionUpsampling": RegionUpsampling,
     "ResolutionStages": ResolutionStages,
+    "SRDS": SRDS,
     "Sampler": Sampler,
     "SharedNoise": SharedNoise,
     "TruncatedStart": TruncatedStart,
@@ -50,12 +54,14 @@ __all__ = [
     "GuidedSteps",
     "HeldGuidance",
     "IntervalGuidance",
+    "ParaDiGMS",
     "PseudoCorrector",
     "RegionAdaptive",
     "RegionUpsampling",
     "ResolutionStages",
     "Restart",
     "SOLVERS",
+    "SRDS",
     "STORK",
     "Sampler",
     "SchedulerMixin",  # diffusers looks for it beside a scheduler that it loads
