@@ -24,6 +24,9 @@ def show(console: Console, plan: Plan, title: str) -> None:
         nodes, steps = getattr(method, "nodes", ()), getattr(method, "steps", 0)
         if nodes and isinstance(steps, int):
             parts += [Text(type(method).__name__, "bold"), strip(nodes, steps)]
+            if guidance := getattr(method, "guidance", ()):
+                shown = " ".join(map(str, guidance))
+                parts.append(Text(f"  both branches of guidance at {shown}", "dim"))
         else:
             parts.append(Text(describe(method)))
     rows = found(plan.measured)
@@ -51,13 +54,7 @@ def found(measured: Mapping[str, Any]) -> dict[str, str]:
     told = {
         name: say(measured) for name, (key, say) in SAID.items() if measured.get(key) is not None
     }
-    known = {key for key, _ in SAID.values()} | {
-        "steps",
-        "samples",
-        "held_out",
-        "seconds",
-        "gradient_rounds",
-    }
+    known = {key for key, _ in SAID.values()} | KNOWN
     others = {
         key.replace("_", " "): f"{value:g}" if isinstance(value, float) else str(value)
         for key, value in measured.items()
@@ -86,15 +83,30 @@ def _cost(measured: Mapping[str, Any]) -> str:
     return runs
 
 
+def _carriers(measured: Mapping[str, Any]) -> str:
+    known = [(name, measured[key]) for name, key in WAYS.items() if key in measured]
+    return ", ".join(f"{name} {decibels:.1f} dB" for name, decibels in known)
+
+
 def _gradient(measured: Mapping[str, Any]) -> str:
     rounds = measured.get("gradient_rounds", 0)
     return f"{measured['gradient_gain']:+.2f} (dB, of the latent loss) after {rounds} rounds"
 
 
+WAYS = {
+    "whole outputs": "output_db",
+    "branches apart": "guidance_db",
+    "residual of blocks": "residual_db",
+    "modules": "module_db",
+}
+"""Ways of planning that calibration may compare."""
+KNOWN = {"steps", "samples", "held_out", "seconds", "gradient_rounds", *WAYS.values()}
+"""Measurements that are part of a line made of another."""
 SAID: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "computes": ("budget", _budget),
     "held out": ("held_out_db", _held_out),
     "cost": ("cost", _cost),
+    "compared": ("output_db", _carriers),
     "gradient fit": ("gradient_gain", _gradient),
     "plans measured": ("tried", lambda measured: str(measured["tried"])),
 }

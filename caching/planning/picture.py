@@ -139,6 +139,9 @@ def _weights(
                 table[j, j - back] = weight
     title = "weights of outputs, as shares of the segment" if shares else "what the fit adds"
     plot.set_title(title, loc="left", fontsize=10)
+    if not shares and len(changes) > count:
+        _kept(figure, plot, changes)
+        return
     if not np.isfinite(table).any():
         plot.set_axis_off()
         plot.text(0.5, 0.5, "not fitted", transform=plot.transAxes, ha="center")
@@ -156,4 +159,19 @@ def _weights(
     plot.set_xlabel("output of step")
     plot.set_facecolor("#fafafa")
     plot.set_ylabel("segment that begins at step")
+    figure.colorbar(image, ax=plot, shrink=0.6, pad=0.02).ax.tick_params(labelsize=7)
+
+
+def _kept(figure: Any, plot: Any, changes: Sequence[Sequence[float]]) -> None:
+    """Of carriers inside the model: for every step, the weights of what is kept, newest first."""
+    longest = max(len(row) for row in changes)
+    table = np.full((len(changes), max(longest, 1)), np.nan)
+    for i, row in enumerate(changes):
+        table[i, : len(row)] = row
+    plot.set_title("weights of what is kept, at every step", loc="left", fontsize=10)
+    reach = float(np.nanmax(np.abs(table))) if np.isfinite(table).any() else 1.0
+    image = plot.imshow(table, cmap="RdBu_r", vmin=-reach, vmax=reach, aspect="auto")
+    plot.set_xticks(range(table.shape[1]), ["newest", "before", *"…" * 9][: table.shape[1]])
+    plot.set_ylabel("step (blank where computed)")
+    plot.tick_params(labelsize=7)
     figure.colorbar(image, ax=plot, shrink=0.6, pad=0.02).ax.tick_params(labelsize=7)

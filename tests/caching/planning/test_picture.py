@@ -59,6 +59,14 @@ def test_without_the_whole_rule_the_fit_is_shown():
     assert "what the fit adds" in texts(plot)
 
 
+def test_weights_of_every_step_are_shown_where_the_carrier_is_inside():
+    weights = [() if i in NODES else (1.5, -0.5) for i in range(STEPS)]
+    plot = drawn(weights=weights, measured={"held_out_db": 30.0})[2]
+    table = np.asarray(plot.images[0].get_array().filled(np.nan))
+    assert table.shape == (STEPS, 2) and "weights of what is kept, at every step" in texts(plot)
+    assert np.isnan(table[2]).all() and table[3].tolist() == [1.5, -0.5]
+
+
 def test_a_plan_without_measurements_says_so():
     top, below, weights = drawn(sigmas=(), measured={})
     assert top.get_xlabel() == "step" and top.get_xlim()[0] < 0 < STEPS < top.get_xlim()[1]
