@@ -32,6 +32,7 @@ class Combination:
         for i, j in enumerate(newest):
             for m in range(max(0, j - self.length + 1), j + 1):
                 placed[i, m % self.length] = rule.weights[i, m]
+        self._decay = [float(d) for d in rule.decay]
         self._host = torch.from_numpy(placed).float()
         self._weights: Tensor | None = None
         self._kept: Tensor | None = None
@@ -57,8 +58,12 @@ class Combination:
         """The states after `step` from those before it (own, …), in their dtype."""
         assert self._kept is not None and self._weights is not None
         flat, outputs = sample.flatten().float(), self._kept.flatten(1)
-        decay = float(self.rule.decay[step])
-        found = torch.addmv(flat, outputs.T, self._weights[step], beta=decay)
+        decay = self._decay[step]
+        weights = self._weights[step]
+        if torch.compiler.is_compiling():  # which fuses these, and knows no `beta` that changes
+            found = flat * decay + weights @ outputs
+        else:
+            found = torch.addmv(flat, outputs.T, weights, beta=decay)
         return found.reshape(sample.shape).to(sample.dtype)
 
     def split(self, rule: Rule, rows: Sequence[int], number: int) -> Combination:

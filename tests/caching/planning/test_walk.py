@@ -5,6 +5,7 @@ import torch
 
 import accel
 from accel.caching.planned import Planned
+from accel.caching.planning.gradient import Descent
 from accel.caching.planning.planner import candidates, fit
 from accel.caching.planning.search import search
 from accel.caching.planning.walk import Walker
@@ -41,18 +42,23 @@ def test_a_step_from_the_true_state_gives_the_true_output(name):
         assert not pipe.acceleration
 
 
-@pytest.mark.parametrize("name", ["sd", "wan"])
-def test_a_plan_runs_as_it_was_fitted(name):
-    pipe = make(name)
+@pytest.mark.parametrize(
+    ("name", "scheduler"),
+    [("sd", "ddim"), ("sd", "dpm++"), ("wan", "flow_unipc"), ("wan", "flow_euler")],
+)
+def test_a_plan_runs_as_it_was_fitted(name, scheduler):
+    pipe = make(name, scheduler)
     with walker(pipe, name) as found:
         found.record()
         fitted = fit(found, (0, 2, 3, 6), range(4))
-        true = found.state(STEPS)
+        course = Descent(found, fitted).course(range(2))
+        expected = course.states[-1]
     plan = Planned(nodes=fitted.nodes, steps=STEPS, weights=fitted.weights)
     pipe.enable_acceleration(plan)
     latents = call(pipe, name, steps=STEPS, prompt=PROMPTS, seed=[0, 1, 2, 3]).float()
-    errors = (latents - true).flatten(1).square().mean(1).sqrt()
-    torch.testing.assert_close(errors.double(), torch.tensor(fitted.errors), rtol=1e-2, atol=1e-4)
+    torch.testing.assert_close(
+        latents, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())
+    )
     assert pipe.acceleration.report().computed_fraction == pytest.approx(0.5)
 
 

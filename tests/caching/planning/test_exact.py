@@ -1,0 +1,116 @@
+"""Plans on models whose best plan is known, with every kind of scheduler and prediction."""
+
+import numpy as np
+import pytest
+import torch
+
+from accel.caching.planning.combination import Combination
+from accel.caching.planning.planner import fit
+from accel.caching.planning.rule import extrapolated
+from accel.caching.planning.search import search
+from tests.caching.planning.analytic import SCHEDULERS, STEPS, Gaussian, walked
+
+NODES = (0, 2, 5, 8)
+schedulers = pytest.mark.parametrize("name", SCHEDULERS)
+
+
+def error(walker, state, rows):
+    off = (state - walker.state(STEPS)[rows]).square().mean().sqrt()
+    return float(off / walker.state(STEPS)[rows].square().mean().sqrt())
+
+
+def rule_of(walker, nodes):
+    return extrapolated(walker.response, nodes, correct=True)
+
+
+@schedulers
+def test_on_gaussian_data_one_weight_a_segment_is_exact(name):
+    """Every state is a multiple of the first: on samples that were not fitted to, too."""
+    walker = Gaussian(name, [0.5])
+    found = fit(walker, NODES, range(3))
+    arguments = walker.response, NODES
+    last = walked(*arguments, found.weights, rule_of(walker, NODES), walker, [3, 4, 5])
+    rough = walked(*arguments, (), rule_of(walker, NODES), walker, [3, 4, 5])
+    assert error(walker, last, [3, 4, 5]) < 1e-3 < error(walker, rough, [3, 4, 5])
+    assert found.decibels([3, 4, 5]) > 60
+
+
+@schedulers
+def test_the_first_weight_is_the_known_best(name):
+    """Two variances cannot both be met by one output: least squares says what is nearest."""
+    walker = Gaussian(name, [0.1, 0.5])
+    kept, prior = rule_of(walker, NODES).segment(0)
+    output, start, target = walker.first, walker.state(0), walker.state(NODES[1])
+    best = float((output * (target - kept * start)).sum() / output.square().sum())
+    found = fit(walker, NODES).weights[0]
+    assert prior[0] + found[0] == pytest.approx(best, rel=2e-3)
+
+
+@schedulers
+def test_a_linear_velocity_with_enough_nodes_is_exact(name):
+    """Two directions need two outputs: from the second node on every segment ends right."""
+    walker = Gaussian(name, [0.05, 0.6])
+    few, enough = fit(walker, (0,)), fit(walker, NODES)
+    assert few.decibels() < 40 < 60 < enough.decibels()
+
+
+@schedulers
+def test_every_step_a_node_needs_no_weights(name):
+    walker = Gaussian(name, [0.1, 0.5])
+    nodes = tuple(range(STEPS))
+    last = walked(walker.response, nodes, (), rule_of(walker, nodes), walker, range(6))
+    assert error(walker, last, range(6)) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["flow euler", "noise unipc"])
+def test_searches_are_the_same_twice_and_within_their_ceiling(name):
+    found = []
+    for _ in range(2):
+        walker = Gaussian(name, [0.1, 0.3, 0.9])
+        walker.guidance = None
+        found.append(search(walker, 4, "high"))
+    first, second = (f.best for f in found)
+    assert first.nodes == second.nodes and first.weights == second.weights
+    assert len(found[0].tried) > 3
+    assert first.decibels() == max(f.decibels() for f in found[0].tried.values())
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_constant_outputs_leave_a_plan_as_it_is(value):
+    walker = Gaussian("flow euler", [0.5])
+    walker.evaluate = lambda index, states, chunks=None: torch.full_like(states, value)
+    walker.first = walker.evaluate(0, walker.state(0))
+    steps = [walker.response.outputs[i + 1].sum() * value for i in range(STEPS)]
+    walker.states = [walker.state(0), *(walker.state(0) + s for s in steps)]
+    found = fit(walker, NODES)
+    assert max(abs(w) for row in found.weights for w in row) < 1e-3
+    assert found.errors.max() < 1e-4 and np.isfinite(found.surprises).all()
+
+
+def test_samples_all_alike_do_not_blow_up():
+    walker = Gaussian("flow unipc", [0.1, 0.5])
+    for states in (walker.states, walker.outputs):
+        states[:] = [s[:1].repeat(6, 1) for s in states]
+    walker.first = walker.outputs[0]
+    found = fit(walker, NODES)
+    assert np.isfinite(found.errors).all()
+    assert max(abs(w) for row in found.weights for w in row) < 10
+
+
+def test_a_step_is_one_combination_that_compiles_whole():
+    walker = Gaussian("noise unipc", [0.1, 0.5])
+    rule = rule_of(walker, NODES)
+    combination, expected = Combination(rule), walker.state(0)
+    advance = torch.compile(combination.advance, backend="eager", fullgraph=True)
+    state, kept = expected.float(), []
+    for step in range(STEPS):
+        if step in NODES:
+            kept.append(walker.evaluate(step, expected))
+            combination.keep(step, kept[-1])
+        terms = [w * o for w, o in zip(rule.weights[step], kept, strict=False)]
+        expected = rule.decay[step] * expected + sum(terms)
+        state = (advance if step < 6 else combination.advance)(step, state)
+        torch.testing.assert_close(state.double(), expected, rtol=1e-4, atol=1e-4)
+    assert (
+        combination.length <= 4 and combination.bytes() == 4 * kept[0].numel() * combination.length
+    )
