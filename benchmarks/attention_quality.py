@@ -1,0 +1,196 @@
+"""Which pattern keeps most of attention? Error and recall against density, for every pattern.
+
+`python -m benchmarks.attention_quality` goes on where it stopped and writes
+results/attention_quality.{json,md,png}. Nothing is timed here. Patterns that look at the sample see
+an earlier call first and are judged on a later one, as in a run; "exact blocks" knows the attention
+of the call itself and "random blocks" nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from torch import Tensor
+
+from accel.pipelines import tiny
+from accel.plan import describe
+from accel.sparse_attn.kernels import KERNELS
+from accel.sparse_attn.ordered import attend_routed
+from accel.sparse_attn.ordered import in_order as ordered
+from accel.sparse_attn.pattern import Pattern, Place
+from benchmarks import page
+from benchmarks.attention_data import QKV, Sample, recorded, synthetic
+from benchmarks.attention_patterns import PATTERNS
+from benchmarks.cells import Cells
+
+RESULTS = Path(__file__).parent / "results"
+KINDS = ("space", "time", "clusters")
+MODELS = ("shapes-t2v", "shapes-t2v-long")
+console = Console(stderr=True)
+
+INTRODUCTION = """# How much of attention patterns keep
+
+Made by `python -m benchmarks.attention_quality`; every number is in the JSON file beside this page.
+
+Density is the share of query-key pairs computed, recall the share of attention mass on them (mean
+over queries), error the distance of the output to that of dense attention over its norm. Means over
+heads, and over layers of a recorded model. Blocks are of 64 tokens. Synthetic heads have one
+structure each, unlike those of models, so a pattern made for that structure looks better here, and
+others worse, than they would. On the 320 tokens of shapes-t2v a map has 5 or 6 rows: it shows that
+patterns work on a trained model, and cannot rank them. "exact blocks" is the best any choice of
+blocks in raster order with the same number per row could recall; patterns that order tokens anew
+can pass it. VSA is the choice of its untrained coarse scores; the trained module is more than that.
+Nothing is timed.
+"""
+
+
+def measure(pattern: Pattern, sample: Sample) -> dict[str, float | None]:
+    """Density, relative error of the output and recall of attention mass on `sample.now`.
+
+    All None where the pattern leaves attention dense.
+    """
+    state: dict[Any, Any] = {}
+    kernel = KERNELS["gather"]
+    found = None
+    for fraction, (q, k, v) in ((0.24, sample.before), (0.4, sample.now)):
+        place = Place(sample.layer, 1, fraction, None, None, sample.grid, state)
+        found = pattern.route(q, k, v, place)
+        if found is not None and found.compensate is not None and fraction < 0.4:
+            attend_routed(kernel, found, q, k, v)  # AdaSpa searches after its dense call
+    if found is None:
+        return dict.fromkeys(("density", "error", "recall"))
+    q, k, v = sample.now
+    exact, total = dense(sample.now)
+    out = attend_routed(kernel, found, q, k, v)
+    args = ordered(q, found.order_q), *(ordered(x, found.order_k) for x in (k, v))
+    lse = kernel.attend(*args, found.layout, q.shape[-1] ** -0.5)[1]
+    if found.order_q is not None:
+        total = total.gather(-1, found.order_q.expand(*total.shape))
+    return {
+        "density": round(float(found.layout.density()), 5),
+        "error": round(float((out - exact).norm() / exact.norm()), 6),
+        "recall": round(float((lse - total).exp().mean()), 5),
+    }
+
+
+@functools.lru_cache(maxsize=1)
+def dense(call: QKV) -> tuple[Tensor, Tensor]:
+    """Output (B, S, H, D) and log-sum-exp (B, H, S) of attention in full."""
+    q, k, v = (x.transpose(1, 2) for x in call)
+    scores = [a @ b.mT * q.shape[-1] ** -0.5 for a, b in zip(q[0], k[0], strict=True)]
+    out = torch.stack([s.softmax(-1) @ c for s, c in zip(scores, v[0], strict=True)], 1)
+    return out[None], torch.stack([s.logsumexp(-1) for s in scores])[None]
+
+
+def samples(models: Sequence[str], kinds: Sequence[str]) -> Iterator[Sample]:
+    """All there is to judge on; models that are not shipped are left out."""
+    yield from (synthetic(kind) for kind in kinds)
+    for model in models:
+        if model in tiny.NAMES:
+            yield from recorded(model)
+
+
+Curves = dict[str, dict[str, list[tuple[float, float, float]]]]
+
+
+def curves(cells: Cells) -> Curves:
+    """Data -> pattern -> (density, error, recall), means over layers, by rising density."""
+    found: dict[tuple[str, str, str], list[dict[str, float]]] = defaultdict(list)
+    for cell in cells.finished():
+        fields, result = cell["fields"], cell["result"]
+        if result["density"] is not None:
+            what = f"{fields['data']} ({fields['made']})\n{fields['grid']} tokens"
+            found[what, fields["pattern"], fields["setting"]].append(result)
+    result: Curves = defaultdict(lambda: defaultdict(list))
+    for (data, pattern, _), many in found.items():
+        means = (sum(one[n] for one in many) / len(many) for n in ("density", "error", "recall"))
+        result[data][pattern].append(tuple(means))  # type: ignore[arg-type]
+    for patterns in result.values():
+        for points in patterns.values():
+            points.sort()
+    return result
+
+
+def draw(found: Curves, path: Path) -> None:
+    """Error (above) and recall (below) against density, a column a kind of data."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2 * len(found) + 2.4, 8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, len(found), sharex=True, sharey="row", squeeze=False)
+    for column, (data, patterns) in enumerate(found.items()):
+        for n, name in enumerate(p for p in PATTERNS if p in patterns):
+            density, error, recall = zip(*patterns[name], strict=True)
+            control = name.endswith("(control)")
+            style: dict[str, Any] = {
+                "color": "0.45" if control else f"C{n % 10}",
+                "linestyle": ":" if control else "-" if n < 10 else "--",
+                "marker": "" if control else "osD^vP*X<>"[n % 10],
+                "markersize": 4,
+                "label": name if column == 0 else None,
+            }
+            axes[0][column].plot(density, error, **style)
+            axes[1][column].plot(density, recall, **style)
+        axes[0][column].set_title(data, fontsize=9)
+        axes[1][column].set_xlabel("density: share of query-key pairs computed")
+    axes[0][0].set_yscale("log")
+    axes[0][0].set_ylabel("relative error of the output")
+    axes[1][0].set_ylabel("recall: share of attention mass kept")
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def markdown(found: Curves, cells: Cells) -> str:
+    """The page of the results: a row a setting."""
+    rows = [
+        [data.split("\n")[0], name, f"{density:.3f}", f"{recall:.3f}", f"{error:.4f}"]
+        for data, patterns in found.items()
+        for name in PATTERNS
+        for density, error, recall in patterns.get(name, [])
+    ]
+    head = ["data", "pattern", "density", "recall", "error"]
+    return f"{INTRODUCTION}\n{page.markdown(head, rows)}{page.provenance(cells)}"
+
+
+def main(
+    models: Annotated[list[str] | None, typer.Option("--model")] = None,
+    kinds: Annotated[list[str] | None, typer.Option("--kind")] = None,
+    only: Annotated[list[str] | None, typer.Option("--pattern")] = None,
+    out: Annotated[Path, typer.Option(help="Results; .md and .png go beside.")] = (
+        RESULTS / "attention_quality.json"
+    ),
+) -> None:
+    """Measure what is missing, then write the table and the picture."""
+    torch.set_num_threads(1)
+    cells = Cells(out)
+    for sample in samples(models or MODELS, kinds or KINDS):
+        grid = sample.grid
+        for name in only or PATTERNS:
+            for pattern in PATTERNS[name]:
+                console.log(f"{sample.data} layer {sample.layer}: {pattern}", highlight=False)
+                cells.run(
+                    functools.partial(measure, pattern, sample),
+                    data=sample.data,
+                    made="recorded" if sample.data in MODELS else "synthetic",
+                    grid=f"{grid.frames} x {grid.height} x {grid.width}",
+                    layer=sample.layer,
+                    pattern=name,
+                    setting=describe(pattern),
+                )
+    found = curves(cells)
+    draw(found, out.with_suffix(".png"))
+    out.with_suffix(".md").write_text(markdown(found, cells))
+
+
+if __name__ == "__main__":
+    typer.run(main)
