@@ -197,7 +197,7 @@ def _configured(pipe: Any, kind: str) -> Any:
     own, wanted = pipe.scheduler, SCHEDULERS[kind]
     if type(own) is wanted:
         return own
-    known = inspect.signature(wanted.__init__).parameters
+    known = inspect.signature(wanted).parameters
     config = {k: v for k, v in own.config.items() if k in known}
     if kind == "FlowMatchLCM":
         config.setdefault("shift", own.config.get("flow_shift", 1.0))
