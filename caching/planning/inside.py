@@ -96,7 +96,8 @@ def fitted_weights(grams: np.ndarray, nodes: Sequence[int], rows: Sequence[int])
         grams: (M, N, N) of every run.
         rows: runs to fit on.
     """
-    steps, found = grams.shape[1], []
+    steps = grams.shape[1]
+    found: list[tuple[float, ...]] = []
     for index in range(steps):
         past = [node for node in nodes if node <= index][::-1][:HISTORY]
         if index in nodes:

@@ -136,7 +136,8 @@ def calibrated(
         others = [carried(walker, name, budget) for name in walker.inside]
         told = search(walker, budget, effort, progress=lambda p: progress(share * p))
         assert told.best is not None
-        found, guidance = told.best, ()
+        found = told.best
+        guidance: tuple[int, ...] = ()
         measured = _measured(walker, found, len(told.tried)) | {"budget": budget}
         if effort != "normal":
             measured["output_db"] = found.decibels()

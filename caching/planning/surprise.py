@@ -9,7 +9,7 @@ from torch import Tensor
 
 from accel.caching.forecasters import newton
 
-MARGIN = 2.0
+MARGIN = 3.0
 """Over the largest indicator seen in calibration."""
 
 
