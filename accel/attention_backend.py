@@ -10,6 +10,7 @@ import torch
 from diffusers.models.attention_dispatch import (
     AttentionBackendName,
     _AttentionBackendRegistry,
+    _templated_context_parallel_attention,
     dispatch_attention_fn,
 )
 from torch import Tensor
@@ -18,15 +19,23 @@ SDPA = torch._C._nn.scaled_dot_product_attention
 PREFIX = "accel"
 
 Call = Callable[[Tensor, Tensor, Tensor], Tensor]
-Attend = Callable[[Call, Tensor, Tensor, Tensor, Tensor | None, float | None], Tensor]
+Attend = Callable[[Call, Tensor, Tensor, Tensor, Tensor | None, float | None, int], Tensor]
 
-_seam: list[Attend] = []
+_seam: list[tuple[Attend, Callable[[], bool]]] = []
 
 
-def attended(seam: Attend) -> Attend:
-    """Make `seam(call, q, k, v, mask, scale)` what our backends call; `call` is the backend."""
-    _seam[:] = [seam]
-    return seam
+def attended(handling: Callable[[], bool]) -> Callable[[Attend], Attend]:
+    """Make `seam(call, q, k, v, mask, scale, shards)` what our backends call.
+
+    Args:
+        handling: whether the seam has anything to do now.
+    """
+
+    def adopt(seam: Attend) -> Attend:
+        _seam[:] = [(seam, handling)]
+        return seam
+
+    return adopt
 
 
 def is_ours(backend: Any) -> bool:
@@ -90,7 +99,10 @@ def _run(
     dropout: float = 0.0,
     causal: bool = False,
     parallel: Any = None,
+    shards: int = 1,
 ) -> Tensor:
+    seam, handling = _seam[0]
+
     def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return dispatch_attention_fn(
             q,
@@ -105,9 +117,51 @@ def _run(
             parallel_config=parallel,
         )
 
-    if dropout or causal:
+    if dropout or causal or not handling():
         return call(q, k, v)
-    return _seam[0](call, q, k, v, mask, scale)
+    if parallel is not None and parallel.context_parallel_config is not None:
+        return _over_ranks(before, q, k, v, mask, scale, gqa, parallel)
+    return seam(call, q, k, v, mask, scale, shards)
+
+
+def _over_ranks(
+    before: str | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scale: float | None,
+    gqa: bool,
+    parallel: Any,
+) -> Tensor:
+    """The seam where every process has all tokens of some heads.
+
+    Raises:
+        ValueError: ring attention, in which a process has some of the keys at a time.
+    """
+    config = parallel.context_parallel_config
+    if config.ring_degree > 1:
+        raise ValueError(
+            "attention is handled over whole sequences, and ring attention has parts of them; use "
+            "ContextParallelConfig(ulysses_degree=...)"
+        )
+
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *_: Any, **__: Any
+    ) -> Tensor:
+        return _run(before, q, k, v, mask, scale, gqa, shards=config.ulysses_degree)
+
+    return _templated_context_parallel_attention(
+        q,
+        k,
+        v,
+        mask,
+        scale=scale,
+        enable_gqa=gqa,
+        forward_op=forward,
+        backward_op=None,
+        _parallel_config=parallel,
+    )
 
 
 @torch.library.custom_op("accel::attend", mutates_args=())

@@ -35,6 +35,7 @@ from .patch import PatchStack
 from .self_attention import Layer, self_attention
 
 Handler = Callable[[Tensor, Tensor, Tensor, "Plain"], Tensor]
+"""`handler(q, k, v, plain)`."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,15 @@ class Plain:
         mask: its mask, boolean (True attends) or added to the scores; None without.
         scale: factor of the scores; None for 1 / sqrt(D).
         part: number of the call within its module: Mochi attends to each sample apart.
+        shards: processes that share the sequence (Ulysses). Each sees all tokens, for some heads;
+            the sequence is the shards' one after another, each with its part of the text.
     """
 
     call: Callable[[Tensor, Tensor, Tensor], Tensor]
     mask: Tensor | None
     scale: float | None
     part: int
+    shards: int = 1
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return self.call(q, k, v)
@@ -142,7 +146,7 @@ def _enter(
         _frame.reset(token)
 
 
-@attended
+@attended(lambda: _frame.get() is not None)
 def _attend(
     call: Callable[..., Tensor],
     q: Tensor,
@@ -150,14 +154,14 @@ def _attend(
     v: Tensor,
     mask: Tensor | None,
     scale: float | None,
+    shards: int,
 ) -> Tensor:
     """One attention of a model, through the handlers of the module that runs, if any."""
     frame = _frame.get()
     if frame is None or q.shape[1] != k.shape[1]:
         return call(q, k, v)
     while frame is not None:
-        plain = Plain(call, mask, scale, frame.calls)
-        call = functools.partial(frame.handler, plain=plain)
+        call = _through(frame.handler, Plain(call, mask, scale, frame.calls, shards))
         frame.calls += 1
         frame = frame.outer
     token = _frame.set(None)
@@ -165,6 +169,10 @@ def _attend(
         return call(q, k, v)
     finally:
         _frame.reset(token)
+
+
+def _through(handler: Handler, plain: Plain) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    return lambda q, k, v: handler(q, k, v, plain)
 
 
 class _Direct(TorchFunctionMode):
@@ -190,5 +198,5 @@ class _Direct(TorchFunctionMode):
             return func(*(t.transpose(1, 2) for t in (q, k, v)), **given).transpose(1, 2)
 
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-        out = _attend(call, q, k, v, given.get("attn_mask"), given.get("scale"))
+        out = _attend(call, q, k, v, given.get("attn_mask"), given.get("scale"), 1)
         return out.transpose(1, 2)

@@ -97,7 +97,8 @@ def call_grid(
 def _of_shapes(shapes: Any) -> TokenGrid:
     """The first picture of a sample; (frames, rows, columns) of each, or of the only one."""
     first, *others = [shapes] if isinstance(shapes[0], int) else shapes
-    return TokenGrid(*first, text_last=sum(math.prod(other) for other in others))
+    frames, rows, columns = first
+    return TokenGrid(frames, rows, columns, text_last=sum(math.prod(other) for other in others))
 
 
 def _of_positions(ids: torch.Tensor | None, tokens: int) -> TokenGrid | None:

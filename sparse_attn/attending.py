@@ -90,6 +90,24 @@ class Attending:
         if place is None:
             self._note(name, layer, "dense", _ones(q), None, q)
             return plain(q, k, v)
+        if plain.shards == 1 or place.grid.tokens == place.grid.video:
+            return self._sparse(name, layer, q, k, v, plain, place)
+        together = unsharded(place.grid, plain.shards, q.device)[None, None]
+        q, k, v = (arranged(t, together) for t in (q, k, v))
+        out = self._sparse(name, layer, q, k, v, plain, place)
+        return arranged(out, inverse(together))
+
+    def _sparse(
+        self,
+        name: str,
+        layer: Layer,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        plain: Plain,
+        place: Place,
+    ) -> Tensor:
+        """Attention to what the pattern chooses, where tokens lie as `place.grid` says."""
         with self.log.timed("map", q.device):
             routing = self.settings.pattern.route(q, k, v, place)
             if routing is not None and plain.mask is not None:
@@ -196,6 +214,19 @@ def _without(routing: Routing, mask: Tensor, q: Tensor, k: Tensor) -> Routing:
     own = routing.order_k.expand(q.shape[0], -1, -1)
     layout, order = routing.layout.masked(valid.gather(1, own[:, 0]))
     return Routing(layout, routing.order_q, own.gather(2, order), routing.compensate)
+
+
+def unsharded(grid: TokenGrid, shards: int, device: torch.device) -> Tensor:
+    """(S,) long: where `grid` has its tokens in a sequence of shards, each with part of every part.
+
+    Raises:
+        ValueError: tokens that the shards cannot share evenly.
+    """
+    sizes = [size for size in (grid.text_first, grid.video, grid.text_last) if size]
+    if any(size % shards for size in sizes):
+        raise ValueError(f"{shards} processes cannot share {sizes} tokens of text and video evenly")
+    parts = torch.arange(grid.tokens, device=device).view(shards, -1)
+    return torch.cat([p.flatten() for p in parts.split([n // shards for n in sizes], 1)])
 
 
 def arranged(x: Tensor, order: Tensor | None) -> Tensor:

@@ -36,7 +36,7 @@ def choose(
                 f"that can"
             )
         return name, kernels[name], "asked for by name"
-    passed = []
+    passed: list[str] = []
     for known in PREFERRED.get(q.device.type, ("gather",)):
         if known not in kernels:
             continue

@@ -62,11 +62,11 @@ class Gather:
         lse = torch.full(query.shape[:3], -torch.inf, dtype=wide, device=q.device)
         bytes_per_key = 2 * q.shape[-1] * q.element_size()
         found, common = ([*found], []) if group > 1 else shared(found, layout, bytes_per_key)
-        for rows, runs in common:
-            near, what = (_joined(t, runs) for t in (key, value))
-            o, total = attend_densely(_narrow(query, rows), near, what, scale)
-            _narrow(out, rows).copy_(o)
-            _narrow(lse, rows).copy_(total)
+        for run, runs in common:
+            joined = [_joined(t, runs) for t in (key, value)]
+            o, total = attend_densely(_narrow(query, run), *joined, scale)
+            _narrow(out, run).copy_(o)
+            _narrow(lse, run).copy_(total)
         queries, keys, values, outs, sums = (_by_head(t) for t in (query, key, value, out, lse))
         for spans in chunks(found, bytes_per_key):
             own = [(span.batch, span.head) for span in spans]
