@@ -103,9 +103,12 @@ class Planned(Method):
         kept = "the others are one linear combination of what is kept"
         if self.carrier != "output":
             kept = f"the others combine the last {HISTORY} of carrier {self.carrier!r}"
+        if self.guidance:
+            kept = f"both branches of guidance in {len(self.guidance)}; {kept}"
         if self.guard and self.limits:
             kept += "; whether the guard computes more depends on the sample"
-        return explain_schedule(Listed(self.nodes), steps, kept)
+        whole = self.guidance if self.guidance and site.family.fused else self.nodes
+        return explain_schedule(Listed(whole), steps, kept)
 
     def search(
         self,

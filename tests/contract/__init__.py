@@ -263,6 +263,7 @@ ROWS = (
         Planned(nodes=(0, 1, 2, 3, 4), steps=5, guidance=(0, 1, 2, 3, 4)),
         ("wan", "sd", "cogvideox"),
         ("wan", "sd"),
+        frozen="rounding",
     ),
     Row(
         Planned(nodes=(0, 1, 3), steps=5, carrier="module"),
