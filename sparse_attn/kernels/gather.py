@@ -63,18 +63,22 @@ class Gather:
         bytes_per_key = 2 * q.shape[-1] * q.element_size()
         found, common = ([*found], []) if group > 1 else shared(found, layout, bytes_per_key)
         for run, runs in common:
-            joined = [_joined(t, runs) for t in (key, value)]
-            o, total = attend_densely(_narrow(query, run), *joined, scale)
+            near, what = _joined(key, runs), _joined(value, runs)
+            o, total = attend_densely(_narrow(query, run), near, what, scale)
             _narrow(out, run).copy_(o)
             _narrow(lse, run).copy_(total)
         queries, keys, values, outs, sums = (_by_head(t) for t in (query, key, value, out, lse))
         for spans in chunks(found, bytes_per_key):
             own = [(span.batch, span.head) for span in spans]
             theirs = [(span.batch, span.head // group) for span in spans]
-            rows = [_narrow(queries[at], span.queries) for at, span in zip(own, spans, strict=True)]
-            near = [_joined(keys[at], span.keys) for at, span in zip(theirs, spans, strict=True)]
-            what = [_joined(values[at], span.keys) for at, span in zip(theirs, spans, strict=True)]
-            o, total = attend_densely(_stacked(rows), _stacked(near), _stacked(what), scale)
+            rows = _stacked(
+                [_narrow(queries[at], s.queries) for at, s in zip(own, spans, strict=True)]
+            )
+            near, what = (
+                _stacked([_joined(t[at], s.keys) for at, s in zip(theirs, spans, strict=True)])
+                for t in (keys, values)
+            )
+            o, total = attend_densely(rows, near, what, scale)
             for i, (at, span) in enumerate(zip(own, spans, strict=True)):
                 _narrow(outs[at], span.queries).copy_(o[i : i + 1])
                 _narrow(sums[at], span.queries).copy_(total[i : i + 1])
