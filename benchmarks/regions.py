@@ -43,7 +43,7 @@ def ways(ratio: float, moving: bool) -> dict[str, RegionAdaptive]:
     found = {
         "lowest scores, as published": RegionAdaptive(ratio),
         "highest scores": RegionAdaptive(ratio, high=0.0),
-        "highest scores, norm": RegionAdaptive(ratio, high=0.0, metric="l2"),
+        "highest scores, in turn": RegionAdaptive(ratio, high=0.0, strength=5.0, end=0.9),
     }
     if moving:
         found["highest scores over time"] = RegionAdaptive(ratio, high=0.0, continuity=0.5)
@@ -242,8 +242,8 @@ def main(
                 if known
                 else cells.run(lambda s=settings, m=model: measure(m, s, turns), **of, **code)
             )
-            equal = max(round(STEPS * next(iter(found.values()))["work"]), 1)
-            for setting in [*settings, plain(SAMPLER, equal)]:
+            equal = {max(round(STEPS * way["work"]), 1) for way in found.values()}
+            for setting in [*settings, *(plain(SAMPLER, n) for n in sorted(equal))]:
                 if time.monotonic() > until:
                     break
                 console.log(f"{name}: {share:g}: {setting.row}: {setting}")
