@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -180,7 +180,7 @@ def calibrate(
     note = f"calibrated on {len(texts)} sample{'s' if len(texts) > 1 else ''}"
     if "cost" in measured:
         note += f" at the cost of {measured['cost']:.1f} full runs"
-    return Plan((fitted,), note=note, fingerprint=found, measured=measured)
+    return Plan((fitted,), note=note, fingerprint=_kept(fitted, found), measured=measured)
 
 
 def _budget(method: Any, steps: int, budget: int | None, speedup: float | None) -> int:
@@ -197,3 +197,9 @@ def _budget(method: Any, steps: int, budget: int | None, speedup: float | None) 
     if speedup is not None and not speedup > 1:
         raise ValueError(f"speedup must be above 1, got {speedup}")
     return budget if budget is not None else max(1, round(steps / (speedup or 1)))
+
+
+def _kept(method: Method, found: Mapping[str, str | int | float]) -> dict[str, str | int | float]:
+    """What a plan of `method` was made for; a sampler's own scheduler and step count are not."""
+    free = ("scheduler", "steps") if method.level == "sampler" else ()
+    return {name: value for name, value in found.items() if name not in free}
