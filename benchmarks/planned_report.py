@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from benchmarks.settings import OWN
 from benchmarks.sweep import STEPS
 
 KINDS = ("the best peer", "the best plain solver", "the best other method of ours")
+NODES = re.compile(r"Planned\(nodes=\(([^)]*)")
 Lines = list[Sequence[str]]
 
 
@@ -55,7 +57,7 @@ def tables(cells: Cells, model: str, checkpoint: str) -> Iterator[tuple[str, Seq
                 continue
             title = f"{steps} steps of {solver}"
             yield f"{title}: gains", GAINS, gains(judged, steps)
-            named = [(f"{computed(r, steps)} of {steps}", *texts(r)[1:]) for r in judged]
+            named = [_texts(row, steps) for row in judged]
             yield title, ("computed", *HEAD[1:]), named
     found = list(ageing(cells, model))
     if found:
@@ -63,6 +65,15 @@ def tables(cells: Cells, model: str, checkpoint: str) -> Iterator[tuple[str, Seq
     found = [tuple(str(v) for v in line) for line in costs(cells, model, checkpoint)]
     if found:
         yield "Calibrations", COSTS, found
+
+
+def _texts(row: Row, steps: int) -> Sequence[str]:
+    """A row's entries; of a plan only its nodes."""
+    found = list(texts(row))
+    found[0] = f"{computed(row, steps)} of {steps}"
+    if nodes := NODES.match(row.setting):
+        found[3] = nodes[1].replace(",", "").rstrip("…")
+    return found
 
 
 def computed(row: Row, steps: int) -> int:

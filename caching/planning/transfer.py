@@ -23,9 +23,9 @@ def moved(
     The share of computed steps stays (rounded up): in a run of as many steps every node goes to the
     nearest noise level; with fewer or more, nodes are interpolated between those of the plan, so
     that they lie as densely as before where they lay densely. What a fit added is interpolated
-    likewise, as a share of its segment's length in noise level. A segment that comes out at another
-    length than that, by more than `STRETCH`, or that wants outputs from before the run, gets
-    nothing added.
+    likewise, as a share of its segment's length in noise level, and of less where segments become
+    shorter. A segment that comes out at another length than expected, by more than `STRETCH`, or
+    that wants outputs from before the run, gets nothing added.
 
     Args:
         nodes: computed steps of `steps`, rising, the first 0.
@@ -59,11 +59,12 @@ def moved(
     if len(weights) != len(nodes):
         return tuple(found), ()
     lengths = _lengths(nodes, before)
-    usual = np.interp(between, np.arange(len(nodes)), lengths) * len(nodes) / count
     shares = _table(weights) / lengths[:, None]
     columns = [np.interp(between, np.arange(len(nodes)), column) for column in shares.T]
-    stretch = _lengths(found, after) / usual
-    scaled = np.stack(columns, axis=1) * (usual * stretch)[:, None]
+    now, once = _lengths(found, after), np.interp(between, np.arange(len(nodes)), lengths)
+    stretch = now / (once * len(nodes) / count)
+    # a fit mends what bends within a segment, of which a shorter one has less
+    scaled = np.stack(columns, axis=1) * (now * np.minimum(now / once, 1.0))[:, None]
     scaled[(stretch > STRETCH) | (stretch < 1 / STRETCH)] = 0.0
     for j, row in enumerate(scaled):
         if row[j + 1 :].any():  # of outputs from before the run

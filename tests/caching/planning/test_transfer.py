@@ -44,7 +44,7 @@ def test_as_many_steps_of_another_schedule_move_every_node_to_its_level():
         assert abs(own[before] - other[after]) <= np.abs(np.diff(other)).max() / 2 + 1e-9
 
 
-def test_weights_keep_their_share_of_the_segment():
+def test_weights_keep_their_share_of_the_segment_and_less_of_a_shorter_one():
     own = [1 - i / 12 for i in range(12)]
     levels = [1 - 1.1 * i / 12 for i in range(10)] + [0.09, 0.08]
     nodes, weights = moved((0, 4, 8), ((0.1,), (0.2, 0.3), (0.4, 0.5)), own, levels, 12)
@@ -52,7 +52,9 @@ def test_weights_keep_their_share_of_the_segment():
     lengths = [1 - levels[4], levels[4] - levels[7], levels[7]]
     made = ((0.1,), (0.2, 0.3), (0.4, 0.5))
     for row, expected, length in zip(weights, made, lengths, strict=True):
-        assert row[: len(expected)] == pytest.approx([3 * length * w for w in expected])
+        ratio = 3 * length  # each was a third
+        scale = ratio * min(ratio, 1.0)  # of a shorter one, a smaller share
+        assert row[: len(expected)] == pytest.approx([scale * w for w in expected])
         assert not any(row[len(expected) :])
 
 
