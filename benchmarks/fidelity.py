@@ -189,7 +189,8 @@ def load(name: str, place: str | None) -> Model:
     options = tiny.call_defaults(name)
     if place is None:
         return Model(name, tiny.load(name), tiny.path(name), options)
-    pipe = DiffusionPipeline.from_pretrained(place, torch_dtype=torch.float32)
+    without = tiny.absent(Path(place))
+    pipe = DiffusionPipeline.from_pretrained(place, torch_dtype=torch.float32, **without)
     return Model(name, pipe, Path(place), options)
 
 
