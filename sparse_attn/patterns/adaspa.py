@@ -68,13 +68,14 @@ class AdaSpa:
             full = torch.ones(1, 1, blocks.count, blocks.count, dtype=torch.bool, device=q.device)
 
             def search(q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor) -> Tensor:
-                state.update(lse=lse, map=self.found(q, k, lse, blocks), searches=due)
+                state.update(lse=lse, bits=packed(self.found(q, k, lse, blocks)), searches=due)
                 return o
 
             return Routing(routing(full, blocks, blocks, *shape).layout, compensate=search)
         if done < due:
-            state.update(map=self.found(q, k, state["lse"], blocks), searches=due)
-        return routing(state["map"], blocks, blocks, *shape)
+            map = self.found(q, k, state["lse"], blocks)
+            state.update(bits=packed(map), searches=due)
+        return routing(unpacked(state["bits"], blocks.count), blocks, blocks, *shape)
 
     def found(self, q: Tensor, k: Tensor, lse: Tensor, blocks: Blocks) -> Tensor:
         """(B, H, n, n) bool from the attention of q and k with these log-sums."""
@@ -102,3 +103,15 @@ class AdaSpa:
         low = max((3 * s - 1) / 2, 0.0)  # the paper does not say what to do below 1 / 3
         levels = torch.where(rank < good, 2 * s - low, s)
         return torch.where(rank >= heads - good, low, levels)
+
+
+def packed(map: Tensor) -> Tensor:
+    """(..., ceil(n / 8)) uint8: the bits of a bool map (..., n), an eighth of its memory."""
+    bytes = torch.nn.functional.pad(map, (0, -map.shape[-1] % 8)).unflatten(-1, (-1, 8))
+    return (bytes << torch.arange(8, device=map.device)).sum(-1).to(torch.uint8)
+
+
+def unpacked(bits: Tensor, count: int) -> Tensor:
+    """The bool map (..., `count`) that was `packed`."""
+    places = torch.arange(8, device=bits.device)
+    return ((bits[..., None] >> places) & 1).bool().flatten(-2)[..., :count]

@@ -61,8 +61,9 @@ class Radial:
             seen = self.tokens(queries, grid).float().mean(0)  # (F * H * W,) density of columns
             filled, touched = (_sums(seen > low, edges) for low in (FILLED, 0))
             rows.append(filled > COVERED * touched)
-        map = torch.zeros(blocks.count, blocks.count, dtype=torch.bool, device=device)
-        map[blocks.video, blocks.video] = torch.stack(rows)
+        # a block keeps itself: where frames are smaller than blocks the rule could leave it nothing
+        map = torch.eye(blocks.count, dtype=torch.bool, device=device)
+        map[blocks.video, blocks.video] |= torch.stack(rows)
         return force(map, blocks.text, blocks.text), blocks
 
     def tokens(self, queries: Tensor, grid: TokenGrid) -> Tensor:

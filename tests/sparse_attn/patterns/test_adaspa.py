@@ -5,7 +5,7 @@ import torch
 
 from accel.sparse_attn.kernels.block_sum import block_sum
 from accel.sparse_attn.layout import uniform
-from accel.sparse_attn.patterns.adaspa import AdaSpa
+from accel.sparse_attn.patterns.adaspa import AdaSpa, packed, unpacked
 from accel.sparse_attn.selection import select
 from accel.token_grid import TokenGrid
 from tests.sparse_attn.places import ODD, attend, dense, place, random_qkv
@@ -119,6 +119,12 @@ def test_the_exact_map_recalls_at_least_what_pooled_ones_do():
     exact, mean = (select(s, keep=0.25) for s in (weights, pooled[0] @ pooled[1].mT))
     kept = [(weights * map).sum((-2, -1)) for map in (exact, mean)]
     assert (kept[0] >= kept[1]).all() and (kept[0] > kept[1]).any()
+
+
+def test_maps_are_kept_as_bits():
+    map = torch.rand(2, 3, 5, 19, generator=torch.Generator().manual_seed(0)) < 0.5
+    assert packed(map).shape == (2, 3, 5, 3) and packed(map).dtype == torch.uint8
+    assert torch.equal(unpacked(packed(map), 19), map)
 
 
 def test_bad_settings_are_named():

@@ -82,6 +82,12 @@ def test_short_videos_are_dense_and_a_wide_band_is_too():
     assert torch.allclose(out[:, :11], dense(q, k, v)[:, :11], atol=1e-6)  # text rows are dense
 
 
+def test_no_row_is_empty_where_frames_are_smaller_than_blocks():
+    grid = TokenGrid(600, 1, 1)
+    map, _ = Radial(0.2, False, 64).map(grid, torch.device("cpu"))
+    assert map.any(-1).all() and map.diagonal().all()
+
+
 def test_bad_settings_are_named():
     with pytest.raises(ValueError, match=r"Radial\.decay must be above 0"):
         Radial(decay=0.0)
