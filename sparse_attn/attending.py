@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -18,7 +19,8 @@ from accel.token_grid import TokenGrid, call_grid
 
 from .kernels import KERNELS
 from .kernels.choice import choose
-from .log import Log, cells, recall
+from .layout import BlockLayout
+from .log import Log, cells, held_bytes, recall
 from .pattern import Place, Routing
 from .reorder import inverse
 
@@ -35,6 +37,7 @@ class Attending:
         self.layers: dict[str, list[Layer]] = {}
         self.states: dict[Any, dict[Any, Any]] = {}
         self.grids: dict[Any, TokenGrid | None] = {}
+        self.densities: WeakKeyDictionary[BlockLayout, Tensor] = WeakKeyDictionary()
         self.now: tuple[str, TokenGrid | None, int] = ("", None, 1)
 
     def install(self) -> None:
@@ -60,6 +63,8 @@ class Attending:
                 label = _label(name, layer)
                 site.report.skip_set("SparseAttention", label, {name: [f"{layer.path}:attention"]})
         site.clock.on_begin.append(self._begin)
+        site.report.holders.append(lambda: held_bytes(self.states))
+        site.clock.on_end.append(lambda run: self.states.clear())
         site.report.attention = lambda: self.log.record()
 
     def _begin(self, run: Run) -> None:
@@ -131,7 +136,9 @@ class Attending:
         if self.settings.recall_rows and self._turn(layer, place):
             mass = recall(query, key, layout, scale, self.settings.recall_rows)
             self.log.maps[name, layer.number] = cells(layout)
-        self._note(name, layer, chosen, layout.head_density().mean(0), mass, q)
+        if layout not in self.densities:
+            self.densities[layout] = layout.head_density().mean(0)
+        self._note(name, layer, chosen, self.densities[layout], mass, q)
         return out
 
     def _turn(self, layer: Layer, place: Place) -> bool:

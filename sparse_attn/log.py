@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,6 +67,23 @@ def _seconds(spent: Any) -> float:
         return spent
     spent[1].synchronize()
     return spent[0].elapsed_time(spent[1]) / 1000
+
+
+def held_bytes(value: Any) -> int:
+    """Bytes of the tensors in nested containers and dataclasses; shared ones count once."""
+    found: dict[int, int] = {}
+
+    def visit(value: Any) -> None:
+        if isinstance(value, Tensor):
+            found[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            visit(list(vars(value).values()))
+        elif isinstance(value, dict | list | tuple):
+            for part in value.values() if isinstance(value, dict) else value:
+                visit(part)
+
+    visit(value)
+    return sum(found.values())
 
 
 def cells(layout: BlockLayout) -> Tensor:

@@ -188,6 +188,21 @@ def test_short_sequences_stay_dense():
     assert report.computed_fraction == 1
 
 
+def test_what_patterns_keep_is_counted_and_freed_after_the_run():
+    @dataclasses.dataclass(frozen=True)
+    class Keeping(Everything):
+        def route(self, q, k, v, place):
+            place.state["kept"] = (torch.zeros(1000), {"layout": super().route(q, k, v, place)})
+            return place.state["kept"][1]["layout"]
+
+    pipe = make("wan")
+    pipe.enable_acceleration(SparseAttention(Keeping(), shortest=1))
+    call(pipe, "wan", steps=2)
+    states = 8  # 4 layers, 2 branches
+    held = pipe.acceleration.report().bytes_held
+    assert states * 4000 < held < states * 4400
+
+
 def test_a_replaced_processor_is_noticed():
     pipe, _ = run()
     block = pipe.transformer.blocks[0]
