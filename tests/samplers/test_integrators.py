@@ -190,6 +190,27 @@ def test_cogvideox_levels():
     )
 
 
+def test_noise_for_image_to_image_is_what_diffusers_adds():
+    clean, noise = torch.randn(2, 2, 3), torch.randn(2, 2, 3)
+    flow, plain = AdamsBashforth.from_config(FLOW.config), copy.deepcopy(FLOW)
+    for scheduler in (flow, plain):
+        scheduler.set_timesteps(8)
+    for begin in (None, 3):
+        for scheduler in (flow, plain):
+            scheduler._begin_index = begin
+        t = flow.timesteps[3:4].repeat(2)
+        torch.testing.assert_close(
+            flow.scale_noise(clean, t, noise), plain.scale_noise(clean, t, noise)
+        )
+    ours = AdamsBashforth.from_config(SD.config)
+    ours.set_timesteps(10)
+    t = ours.timesteps[4:5].repeat(2)
+    torch.testing.assert_close(
+        ours.add_noise(clean, noise, t), SD.add_noise(clean, noise, t.long()), rtol=1e-4, atol=1e-4
+    )
+    assert ours.scale_model_input(clean, t[0]) is clean and len(ours) == 1000
+
+
 @every
 def test_copies_and_files_make_the_same_sampler(make, tmp_path):
     scheduler = make(shift=2.0)
