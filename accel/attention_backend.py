@@ -52,6 +52,7 @@ def backend_over(previous: Any) -> AttentionBackendName:
     name = PREFIX if before is None else f"{PREFIX}_over_{before}"
     member = str.__new__(AttentionBackendName, name)
     member._name_, member._value_ = name.upper(), name
+    vars(member)["__reduce_ex__"] = lambda protocol: (backend_over, (before,))
     AttentionBackendName._member_map_[name.upper()] = member
     AttentionBackendName._value2member_map_[name] = member
 
@@ -101,8 +102,6 @@ def _run(
     parallel: Any = None,
     shards: int = 1,
 ) -> Tensor:
-    seam, handling = _seam[0]
-
     def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return dispatch_attention_fn(
             q,
@@ -117,11 +116,11 @@ def _run(
             parallel_config=parallel,
         )
 
-    if dropout or causal or not handling():
+    if dropout or causal or not _seam or not _seam[0][1]():
         return call(q, k, v)
     if parallel is not None and parallel.context_parallel_config is not None:
         return _over_ranks(before, q, k, v, mask, scale, gqa, parallel)
-    return seam(call, q, k, v, mask, scale, shards)
+    return _seam[0][0](call, q, k, v, mask, scale, shards)
 
 
 def _over_ranks(

@@ -2,6 +2,9 @@
 
 import copy
 import gc
+import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -123,6 +126,21 @@ def test_a_backend_the_user_chose_is_what_runs_and_comes_back():
     assert torch.equal(seam.run("wan"), reference)
     seam.patches.undo()
     assert pipe.transformer.blocks[0].attn1.processor._attention_backend == "_native_math"
+
+
+def test_a_pickled_processor_finds_the_backend_in_another_process():
+    seam = Seam(make("wan"))
+    data = pickle.dumps(seam.layers[0].processor)
+    code = (
+        "import pickle, sys, torch; p = pickle.loads(sys.stdin.buffer.read());"
+        "from diffusers.models.attention_dispatch import dispatch_attention_fn as dispatch;"
+        "x = torch.ones(1, 2, 1, 4);"
+        "print(p._attention_backend.value, dispatch(x, x, x, backend=p._attention_backend).sum())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=data, capture_output=True, timeout=240
+    )
+    assert done.stdout.split() == [b"accel", b"tensor(8.)"], done.stderr.decode()[-2000:]
 
 
 def test_a_backend_set_on_top_of_ours_is_named_and_refused():
