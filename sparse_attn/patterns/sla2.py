@@ -11,6 +11,7 @@ from accel.method import check_fields
 
 from ..blocks import Blocks, in_order, routing
 from ..kernels import KERNELS
+from ..kernels.choice import check_name, choose
 from ..layout import BLOCKS
 from ..ordered import attend_routed
 from ..pattern import Place
@@ -60,7 +61,8 @@ class SLA2Attention(nn.Module):
         heads: H.
         head_dim: D.
         start: logit of alpha before training; with a large one SLA2 is sparse attention.
-        kernel: what computes the sparse part; gradients need one that has them.
+        kernel: what computes the sparse part, by name; "gather", "triton" and "reference" have
+            gradients.
     """
 
     def __init__(
@@ -70,9 +72,10 @@ class SLA2Attention(nn.Module):
         settings: SLA2Settings | None = None,
         *,
         start: float = 4.0,
-        kernel: str = "reference",
+        kernel: str = "auto",
     ) -> None:
         super().__init__()
+        check_name(kernel, KERNELS)
         self.settings, self.kernel = settings or SLA2Settings(), kernel
         self.route_q = nn.Linear(head_dim, head_dim, bias=False)
         self.route_k = nn.Linear(head_dim, head_dim, bias=False)
@@ -101,7 +104,8 @@ class SLA2Attention(nn.Module):
         else:
             map = force(chosen > 0, rows.text, columns.text)
             routed = routing(map, rows, columns, *scores.shape[:2])
-            sparse = attend_routed(KERNELS[self.kernel], routed, q, k, v)
+            _, kernel, _ = choose(self.kernel, KERNELS, q, routed.layout)
+            sparse = attend_routed(kernel, routed, q, k, v)
             linear = linear_rest(q, k, v, chosen, rows, columns)
         alpha = ((pooled * self.mix[:, None]).sum(-1) + self.bias[:, None]).sigmoid()
         alpha = torch.where((1 - chosen).sum(-1) > 0, alpha, 1.0)  # (B, H, nQ)

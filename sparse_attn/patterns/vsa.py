@@ -11,6 +11,7 @@ from accel.method import check_fields
 
 from ..blocks import Blocks, by_tile, routing
 from ..kernels import KERNELS
+from ..kernels.choice import check_name, choose
 from ..layout import BLOCKS
 from ..ordered import attend_routed
 from ..pattern import Place, Routing
@@ -66,7 +67,8 @@ class VSAttention(nn.Module):
         pattern: which tiles; assign another one to anneal its sparsity.
         fine_gate: whether the fine branch has a gate too (starting at one), for models trained from
             the beginning.
-        kernel: what computes the fine branch; gradients need one that has them.
+        kernel: what computes the fine branch, by name; "gather", "triton" and "reference" have
+            gradients.
     """
 
     def __init__(
@@ -77,9 +79,10 @@ class VSAttention(nn.Module):
         pattern: VSA | None = None,
         *,
         fine_gate: bool = False,
-        kernel: str = "reference",
+        kernel: str = "auto",
     ) -> None:
         super().__init__()
+        check_name(kernel, KERNELS)
         self.pattern = pattern or VSA()
         self.kernel = kernel
         self.coarse_gate = nn.Linear(width, heads * head_dim)
@@ -102,7 +105,9 @@ class VSAttention(nn.Module):
         """
         blocks = by_tile(place.grid, self.pattern.tile, q.device)
         scores = coarse_scores(q, k, blocks)
-        fine = attend_routed(KERNELS[self.kernel], self.pattern.fine(scores, blocks), q, k, v)
+        routed = self.pattern.fine(scores, blocks)
+        _, kernel, _ = choose(self.kernel, KERNELS, q, routed.layout)
+        fine = attend_routed(kernel, routed, q, k, v)
         value = blocks.means(v)[:, :, blocks.video]
         value = value.repeat_interleave(q.shape[2] // k.shape[2], 1)
         told = scores.new_zeros(*scores.shape[:2], blocks.count, q.shape[-1])

@@ -71,10 +71,11 @@ def test_a_fresh_module_without_sparsity_is_dense():
     assert torch.allclose(module(q, k, v, hidden, place(ODD)), dense(q, k, v), atol=1e-6)
 
 
-def test_gradients_are_those_of_masked_attention():
+@pytest.mark.parametrize("kernel", ["auto", "reference"])
+def test_gradients_are_those_of_masked_attention(kernel):
     q, k, v = (x.double().requires_grad_() for x in random_qkv(GRID, 1, 2, 8))
     hidden = torch.randn(1, GRID.tokens, 12, dtype=torch.float64)
-    module = VSAttention(12, 2, 8, VSA(0.6, (2, 2, 4))).double()
+    module = VSAttention(12, 2, 8, VSA(0.6, (2, 2, 4)), kernel=kernel).double()
     torch.nn.init.normal_(module.coarse_gate.weight)
     weight = torch.randn(1, GRID.tokens, 2, 8, dtype=torch.float64)
     (module(q, k, v, hidden, place(GRID)) * weight).sum().backward()
@@ -93,5 +94,7 @@ def test_gradients_are_those_of_masked_attention():
 
 
 def test_bad_settings_are_named():
+    with pytest.raises(ValueError, match="unknown kernel 'tritn'"):
+        VSAttention(12, 2, 8, kernel="tritn")
     with pytest.raises(ValueError, match=r"VSA\.sparsity must be at least 0, below 1"):
         VSA(1.0)
