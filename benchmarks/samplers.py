@@ -22,6 +22,7 @@ from accel.pipelines.tiny import call_defaults, load, path
 from accel.samplers import AdamsBashforth
 from accel.samplers.level_fit import best_nodes
 from benchmarks.cells import Cells
+from benchmarks.fidelity import CACHE
 from benchmarks.green import ROOT
 from benchmarks.samplers_report import write
 from benchmarks.shapes import Model
@@ -96,10 +97,10 @@ def _levels(grid: str, levels: dict[int, list[float]], steps: int) -> dict[str, 
     return {"levels": levels[steps]} if grid == "fitted" else {}
 
 
-def of_model(name: str, count: int) -> Callable[[Solver, str], dict[str, Any]]:
+def of_model(name: str, count: int, kept: Path) -> Callable[[Solver, str], dict[str, Any]]:
     """What measures a solver on a shipped model: relative errors of latents, over `count` samples.
 
-    The reference is made once: 1,000 evaluations of second-order Adams-Bashforth.
+    The reference, 1,000 evaluations of second-order Adams-Bashforth, is made once and kept.
     """
     model = Model(name, load(name), path(name), call_defaults(name))
     samples, own = model.samples("evaluation", count), model.pipe.scheduler
@@ -115,7 +116,12 @@ def of_model(name: str, count: int) -> Callable[[Solver, str], dict[str, Any]]:
 
     def measure(solver: Solver, grid: str) -> dict[str, Any]:
         if not reference:
-            reference.append(latents(AdamsBashforth.from_config(own.config), 1000))
+            file = kept / f"{name}-{model.checkpoint[:12]}-{count}-latents.npy"
+            if not file.exists():
+                made = latents(AdamsBashforth.from_config(own.config), 1000)
+                kept.mkdir(parents=True, exist_ok=True)
+                np.save(file, made.numpy())
+            reference.append(torch.from_numpy(np.load(file)))
         exact, errors = reference[0], {}
         for evaluations in FEW:
             steps = solver.steps(evaluations)
@@ -134,6 +140,7 @@ def main(
     grid: Annotated[list[str] | None, typer.Option(help="Of models; all if none.")] = None,
     solver: Annotated[list[str] | None, typer.Option(help="Of models; all if none.")] = None,
     minutes: Annotated[float, typer.Option(help="Begin no cell after this long.")] = 1e9,
+    references: Annotated[Path, typer.Option(help="Where latents to compare with lie.")] = CACHE,
     out: Annotated[Path, typer.Option(help="Results; .md, .png beside.")] = (
         RESULTS / "samplers.json"
     ),
@@ -158,7 +165,7 @@ def main(
                 grid=on,
             )
     for name in model or ():
-        measure = of_model(name, samples)
+        measure = of_model(name, samples, references)
         for on in grid or GRIDS:
             for each in solvers():
                 if (solver and each.name not in solver) or time.monotonic() > until:
