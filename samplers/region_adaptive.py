@@ -94,6 +94,10 @@ class RegionAdaptive(Method):
             ),
         )
 
+    def claimed(self) -> tuple[str, ...]:
+        """Also what attends to what: queries of some tokens fit no map of blocks."""
+        return self.claims, "sparse attention"
+
     def supports(self, family: Family) -> bool:
         return family.name in LAYOUTS
 

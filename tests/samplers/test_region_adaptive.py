@@ -9,6 +9,7 @@ from diffusers import DDIMScheduler
 from accel.samplers import RegionAdaptive
 from accel.samplers.regions import hold as hold_of
 from accel.samplers.regions.selection import Selection
+from accel.sparse_attn import SlidingTile, SparseAttention
 from tests.tiny_pipelines import call, make
 
 HALF = RegionAdaptive(ratio=0.5, start=0.2, dense=(0.6,))
@@ -184,6 +185,9 @@ def test_what_cannot_be_done_is_refused_with_the_reason():
         make("sana").enable_acceleration(HALF)
     with pytest.raises(ValueError, match="need their neighbours"):
         make("sd").enable_acceleration(HALF)
+    both = HALF, SparseAttention(SlidingTile())
+    with pytest.raises(ValueError, match="both are sparse attention methods"):
+        make("wan", "flow_euler").enable_acceleration(*both)
     with pytest.raises(ValueError, match=r"UniPC.* mixes .*Scheduler\(shift=3.0\)"):
         make("wan").enable_acceleration(HALF)
     with pytest.raises(ValueError, match="must stay on the device"):
