@@ -6,12 +6,14 @@ import pytest
 import torch
 
 import accel
+from accel.caching import TaylorSeer
 from accel.sparse_attn import SlidingTile, SparseAttention
 from accel.sparse_attn.attending import _without, arranged
 from accel.sparse_attn.kernels import KERNELS
 from accel.sparse_attn.kernels.choice import choose
 from accel.sparse_attn.layout import BlockLayout, uniform
 from accel.sparse_attn.pattern import Routing
+from tests.contract.runs import counted, plain
 from tests.tiny_pipelines import call, make
 
 TILE = SlidingTile((1, 1, 1), (1, 2, 2))
@@ -55,11 +57,11 @@ class Reversed(Everything):
 def test_a_kernel_over_every_block_computes_the_attention_of_the_model(name, pattern):
     """With the padding mask of HunyuanVideo and the shortened text of Mochi."""
     pipe = make(name)
-    plain = call(pipe, name, steps=3)
+    reference = call(pipe, name, steps=3)
     pipe.enable_acceleration(SparseAttention(pattern, shortest=1, dense_until=0.0))
     latents = call(pipe, name, steps=3)
-    scale = plain.abs().max()
-    torch.testing.assert_close(latents / scale, plain / scale, rtol=2e-4, atol=2e-5)
+    scale = reference.abs().max()
+    torch.testing.assert_close(latents / scale, reference / scale, rtol=2e-4, atol=2e-5)
     assert set(pipe.acceleration.report().attention.kernels) == {"gather"}
 
 
@@ -201,6 +203,18 @@ def test_what_patterns_keep_is_counted_and_freed_after_the_run():
     states = 8  # 4 layers, 2 branches
     held = pipe.acceleration.report().bytes_held
     assert states * 4000 < held < states * 4400
+
+
+@pytest.mark.parametrize("carrier", ["output", "module"])
+def test_beside_a_cache_the_work_of_both_is_told_right(carrier):
+    pipe = make("wan")
+    pipe.enable_acceleration(TaylorSeer(interval=2, warmup=1, carrier=carrier), method())
+    with counted(pipe) as flops:
+        call(pipe, "wan")
+    fraction = pipe.acceleration.report().computed_fraction
+    assert fraction == pytest.approx(sum(flops) / plain("wan").flops, abs=1e-6) and fraction < 0.6
+    pipe.disable_acceleration()
+    assert torch.equal(call(pipe, "wan"), plain("wan").latents)
 
 
 def test_a_replaced_processor_is_noticed():
