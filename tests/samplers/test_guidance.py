@@ -190,6 +190,12 @@ def test_beside_a_cache_the_order_does_not_matter(name, method):
     assert report.computed_fraction == pytest.approx(sum(rows) / each / 10, abs=1e-3)
 
 
+def test_a_cache_starts_anew_where_the_branch_was_left_out():
+    report = run("wan", TaylorSeer(interval=3, warmup=1), GuidedSteps((0, 1, 4), 5))[2]
+    work = {r.index: r.work for r in report.rows if r.branch == "uncond"}
+    assert work == {0: 1, 1: 0, 2: 0, 3: 0, 4: 1}
+
+
 def test_two_that_decide_about_the_branch_are_refused():
     for other in (HeldGuidance(), FasterCache()):
         with pytest.raises(ValueError, match="both are guidance methods"):
