@@ -46,12 +46,12 @@ Table = dict[str, dict[int, tuple[Tiles, ...]]]
 FORWARD: Table = {
     "sm_80": {
         64: (Tiles(128, 64, 8, 3), Tiles(64, 64, 4, 3)),
-        128: (Tiles(128, 32, 8, 3, False), Tiles(64, 32, 4, 2)),
+        128: (Tiles(128, 32, 8, 3), Tiles(64, 32, 4, 2)),
         256: (Tiles(64, 32, 8, 2),),
     },
     "sm_89": {
         64: (Tiles(128, 64, 8, 3), Tiles(64, 64, 4, 3)),
-        128: (Tiles(128, 32, 8, 3), Tiles(64, 32, 4, 2)),
+        128: (Tiles(128, 32, 8, 2, False), Tiles(64, 32, 4, 2)),
         256: (Tiles(64, 32, 8, 2),),
     },
     "sm_90": {
