@@ -212,14 +212,12 @@ def _without(routing: Routing, mask: Tensor, q: Tensor, k: Tensor) -> Routing:
             f"the attention mask, {tuple(mask.shape)} {mask.dtype}, is no boolean mask of keys "
             f"alone, (B, 1, 1, {k.shape[1]}), which sparse attention could follow"
         )
-    valid = mask.reshape(mask.shape[0], k.shape[1]).expand(q.shape[0], -1)
+    valid = mask.reshape(mask.shape[0], 1, k.shape[1]).expand(q.shape[0], -1, -1)
     if routing.order_k is None:
         layout, order = routing.layout.masked(valid)
         return Routing(layout, routing.order_q, order, routing.compensate)
-    if routing.order_k.shape[1] > 1:
-        raise ValueError("a mask of keys and an order of their own for every head are too much")
     own = routing.order_k.expand(q.shape[0], -1, -1)
-    layout, order = routing.layout.masked(valid.gather(1, own[:, 0]))
+    layout, order = routing.layout.masked(valid.expand_as(own).gather(2, own))
     return Routing(layout, routing.order_q, own.gather(2, order), routing.compensate)
 
 

@@ -154,15 +154,17 @@ class BlockLayout:
         The keys that stay come first, in the order they had, so blocks shrink and stay whole.
 
         Args:
-            valid: (B, S_k) bool, in the order of this layout's keys.
+            valid: (B, S_k) or (B, H_k, S_k) bool, in the order of this layout's keys.
 
         Returns:
-            The layout, and (B, 1, S_k) long, the key at every position.
+            The layout, and (B, H_k or 1, S_k) long, the key at every position.
         """
-        order = (~valid).to(torch.uint8).argsort(dim=-1, stable=True)[:, None]
-        before = torch.nn.functional.pad(valid.cumsum(-1, dtype=torch.int32), (1, 0))[:, None]
-        start = self.k_start.long().expand(self.batch, -1, -1)
-        start = before.expand(-1, start.shape[1], -1).gather(2, start)
+        valid = valid[:, None] if valid.ndim == 2 else valid
+        order = (~valid).to(torch.uint8).argsort(dim=-1, stable=True)
+        before = torch.nn.functional.pad(valid.cumsum(-1, dtype=torch.int32), (1, 0))
+        heads = 1 if valid.shape[1] == self.k_start.shape[1] == 1 else self.heads
+        before = before.repeat_interleave(heads // before.shape[1], 1)
+        start = before.gather(2, self.k_start.long().expand(self.batch, heads, -1))
         layout = BlockLayout.from_map(
             self.dense(),
             self.q_start,

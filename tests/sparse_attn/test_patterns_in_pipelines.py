@@ -25,6 +25,7 @@ from accel.sparse_attn import (
 from accel.sparse_attn.pattern import Place
 from accel.sparse_attn.patterns import PATTERNS
 from tests.sparse_attn.places import ODD, attend, random_qkv
+from tests.tiny_pipelines import call, make
 
 CLUSTERS = SparseVideoGen2(8, 16, mass=0.5, first_rounds=5, block=64)
 
@@ -102,6 +103,17 @@ def test_whole_in_a_run(pipe, plain, name):
     assert torch.allclose(out, plain, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["SparseVideoGen", "SparseVideoGen2", "DraftAttention"])
+@pytest.mark.parametrize("family", ["hunyuan_video", "cogvideox"])
+@pytest.mark.filterwarnings("ignore:.*skipped nothing")
+def test_orders_leave_text_where_it_is(name, family):
+    """Also where some of it is padding that a mask hides (HunyuanVideo)."""
+    pipe = make(family)
+    plain = call(pipe, family)
+    with accel.accelerated(pipe, SparseAttention(WHOLE[name], dense_until=0.0, shortest=1)):
+        assert torch.allclose(call(pipe, family), plain, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", sorted(SPARSE))
 def test_batch_entries_do_not_hear_of_one_another(name):
     """The two halves of a batch that carries guidance get what each gets alone."""
@@ -110,8 +122,8 @@ def test_batch_entries_do_not_hear_of_one_another(name):
 
     def run(rows):
         state = {}
-        for fraction, call in zip((0.3, 0.5), calls, strict=True):
-            q, k, v = (x[rows] for x in call)
+        for fraction, qkv in zip((0.3, 0.5), calls, strict=True):
+            q, k, v = (x[rows] for x in qkv)
             place = Place(1, 4, fraction, None, None, ODD, state)
             found = pattern.route(q, k, v, place)
             assert found is not None
