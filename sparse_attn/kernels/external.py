@@ -105,10 +105,10 @@ def works(package: str) -> str:
 
     kernel = EXTERNAL[package]
     q, k, v = (torch.randn(1, 256, 2, 64, device="cuda", dtype=torch.float16) for _ in range(3))
-    blocks = kernel.blocks(q.device) if kernel.blocks else (64, 64)
-    starts = [uniform(256, block, "cuda") for block in blocks]
-    full = torch.ones(1, 2, *(s.shape[-1] - 1 for s in starts), dtype=torch.bool, device="cuda")
-    layout = BlockLayout.from_map(full, *starts, *blocks, seq_q=256, seq_k=256)
+    block_q, block_k = kernel.blocks(q.device) if kernel.blocks else (64, 64)
+    q_start, k_start = (uniform(256, block, "cuda") for block in (block_q, block_k))
+    full = torch.ones(1, 2, 256 // block_q, 256 // block_k, dtype=torch.bool, device="cuda")
+    layout = BlockLayout.from_map(full, q_start, k_start, block_q, block_k, seq_q=256, seq_k=256)
     out = kernel.attend(q, k, v, layout, 64**-0.5)[0]
     heads = (x.transpose(1, 2) for x in (q, k, v))
     plain = torch.nn.functional.scaled_dot_product_attention(*heads)
