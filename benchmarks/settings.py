@@ -117,6 +117,10 @@ def solver(own: Any, name: str) -> Any:
     if kind not in ("unipc", "dpm++"):
         raise ValueError(f"unknown solver {name!r} for this model; known: own, euler, unipc, dpm++")
     found = UniPCMultistepScheduler if kind == "unipc" else DPMSolverMultistepScheduler
+    if isinstance(own, FlowMatchEulerDiscreteScheduler):
+        return found(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=own.config.shift
+        )
     return found.from_config(own.config, **spaced)
 
 

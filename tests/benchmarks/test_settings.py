@@ -58,6 +58,13 @@ def test_solvers_keep_what_the_model_predicts():
     flow, sd = make("wan").scheduler, make("sd").scheduler
     assert isinstance(solver(flow, "euler"), FlowMatchEulerDiscreteScheduler)
     assert solver(flow, "euler").config.shift == flow.config.flow_shift
+    ready_made = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    for name in ("unipc", "dpm++"):
+        other = solver(ready_made, name)
+        assert (other.config.prediction_type, other.config.flow_shift) == ("flow_prediction", 3.0)
+        other.set_timesteps(12)
+        sigmas = other.sigmas.tolist()
+        assert 0.99 < sigmas[0] <= 1 and sigmas == sorted(sigmas, reverse=True)
     found = solver(sd, "dpm++:trailing")
     assert isinstance(found, DPMSolverMultistepScheduler)
     assert found.config.timestep_spacing == "trailing"
