@@ -46,6 +46,7 @@ class Integrator(SchedulerMixin, ConfigMixin, abc.ABC):
     _compatibles: ClassVar[list[str]] = []
     order = 1
     history = 1
+    repeats = False
     init_noise_sigma = 1.0
     _step_index: int | None = None
     _begin_index: int | None = None
@@ -87,12 +88,11 @@ class Integrator(SchedulerMixin, ConfigMixin, abc.ABC):
         rescale_betas_zero_snr: bool = False,
         snr_shift_scale: float = 1.0,
     ) -> None:
-        for name, value, known in (
-            ("grid", grid, grids.POLICIES),
-            ("prediction_type", prediction_type, PREDICTIONS),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        if grid not in grids.POLICIES:
+            raise ValueError(f"grid must be one of {', '.join(grids.POLICIES)}, got {grid!r}")
+        if prediction_type not in PREDICTIONS:
+            known = ", ".join(PREDICTIONS)
+            raise ValueError(f"prediction_type must be one of {known}, got {prediction_type!r}")
         if (grid == "fitted") != bool(levels):
             raise ValueError('levels go with grid="fitted", and with no other')
         self._own = grid_of_model(self.config)
@@ -262,8 +262,11 @@ class Integrator(SchedulerMixin, ConfigMixin, abc.ABC):
         velocity = velocity_of(self.config.prediction_type, output, x, level)
         if self.config.invert_sigmas:
             velocity = -velocity
-        self._past = [(level.g, velocity), *self._past][: self.history]
-        moved = self.advance(i, y, velocity, generator) * after.scale
+        if after.g == level.g and not self.repeats:
+            moved = x  # two timesteps of one level, as rounding makes them: nothing to do or learn
+        else:
+            self._past = [(level.g, velocity), *self._past][: self.history]
+            moved = self.advance(i, y, velocity, generator) * after.scale
         self._step_index = i + 1
         found = moved.to(model_output.dtype)
         return SchedulerOutput(prev_sample=found) if return_dict else (found,)

@@ -42,6 +42,7 @@ class PseudoCorrector(Integrator):
 
     refiner: Refiner | None = None
     history = 2
+    repeats = True
 
     @register_to_config
     def __init__(

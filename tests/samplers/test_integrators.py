@@ -140,6 +140,23 @@ def test_models_that_preserve_variance(make, kind):
     assert errors[1] < errors[0] / 1.5
 
 
+@pytest.mark.parametrize(
+    "kind", [AdamsBashforth, lambda **c: AdamsBashforth(correct=True, **c), DPMSolver, UniPC]
+)
+def test_a_level_that_comes_twice_changes_nothing(kind):
+    """A thousand steps of a model of a thousand timesteps have one."""
+    found = []
+    for sigmas in ([1.0, 0.8, 0.5, 0.2], [1.0, 0.8, 0.5, 0.5, 0.2]):
+        scheduler = kind()
+        scheduler.set_timesteps(sigmas=sigmas)
+        scheduler.set_begin_index(0)
+        found.append(run(scheduler, start()))
+    torch.testing.assert_close(*found)
+    scheduler = AdamsBashforth.from_config(SD.config, steps_offset=1)
+    scheduler.set_timesteps(1000)
+    assert run(scheduler, start(), "epsilon").isfinite().all()
+
+
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_first_order_is_ddim_on_the_same_levels(kind):
     """Euler in y is DDIM in x, on diffusers' Euler levels."""
