@@ -145,17 +145,21 @@ class Influence(Rule):
 
 
 def step_lengths(sigmas: Sequence[float], scheduler: Any) -> list[float]:
-    """How far each step moves the sample per unit of the model's output.
+    """How far each step moves the sample, in units of the clean one, per unit of model output.
 
-    A flow moves by its velocity times the change of sigma. In units of the clean sample, x / alpha,
-    other models move by the predicted noise times the change of sigma (Song et al. 2021,
+    x / alpha moves by the predicted noise times the change of noise over signal (Song et al. 2021,
     arXiv:2010.02502, eq. 14); a predicted velocity or sample tells of that noise alpha, or
-    1 / sigma, as much.
+    1 / sigma, as much. For a flow, alpha being 1 - sigma, that is the change of sigma over the
+    alpha that is reached.
     """
     sigmas = [min(sigma, LARGEST) for sigma in sigmas]
     changes = [abs(a - b) for a, b in pairwise([*sigmas, 0.0])]
     kind = getattr(scheduler, "config", {}).get("prediction_type", "epsilon")
-    if is_flow(scheduler) or kind == "epsilon":
+    if is_flow(scheduler):
+        return [
+            n / max(1 - s, 1 / LARGEST) for n, s in zip(changes, [*sigmas[1:], 0.0], strict=True)
+        ]
+    if kind == "epsilon":
         return changes
     noise_per_output = {
         "v_prediction": lambda sigma: (1 + sigma**2) ** -0.5,

@@ -170,7 +170,7 @@ def test_calibration_keeps_the_steps_where_guidance_moves_most(name):
 def test_lengths_of_steps():
     flow, noise = SCHEDULERS["flow_euler"](), SCHEDULERS["pndm"]()
     velocity = DDIMScheduler(prediction_type="v_prediction")
-    assert step_lengths([1.0, 0.6, 0.1], flow) == pytest.approx([0.4, 0.5, 0.1])
+    assert step_lengths([1.0, 0.6, 0.1], flow) == pytest.approx([0.4 / 0.4, 0.5 / 0.9, 0.1])
     assert step_lengths([3.0, 1.0], noise) == pytest.approx([2.0, 1.0])
     assert step_lengths([3.0, 1.0], velocity) == pytest.approx([2 / 10**0.5, 1 / 2**0.5])
     assert all(map(math.isfinite, step_lengths([math.inf, 1.0], velocity)))
