@@ -291,11 +291,9 @@ class Integrator(SchedulerMixin, ConfigMixin, abc.ABC):
         else:
             found = [self._levels[self.index_for_timestep(t)] for t in timesteps]
         shape = (-1, *[1] * (original_samples.ndim - 1))
-        like = {"device": original_samples.device, "dtype": original_samples.dtype}
-        signals = torch.tensor([v.signal for v in found], **like).reshape(shape)
-        return signals * original_samples + noise * torch.tensor(
-            [v.noise for v in found], **like
-        ).reshape(shape)
+        pairs = original_samples.new_tensor([(v.signal, v.noise) for v in found])
+        signals, noises = (pairs[:, i].reshape(shape) for i in range(2))
+        return signals * original_samples + noises * noise
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
         """As `add_noise`; the name that flow pipelines call."""
