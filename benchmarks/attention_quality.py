@@ -49,7 +49,8 @@ others worse, than they would. On the 320 tokens of shapes-t2v a map has 5 rows:
 patterns work on a trained model, and cannot rank them. What patterns spend on looking is not in the
 density, but for the means that fill in for clusters (EAR). "exact blocks" is the best any choice of
 blocks in raster order with the same number per row could recall; patterns that order tokens anew
-can pass it. SparseVideoGen2 has 20 and 64 clusters, of 2,048 tokens the published shares. VSA is the choice of its untrained coarse scores; the trained module is more than that.
+can pass it. SparseVideoGen2 has 20 and 64 clusters, of 2,048 tokens the published
+shares. VSA is the choice of its untrained coarse scores; the trained module is more than that.
 Nothing is timed.
 """
 
