@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from .apart import fit_apart, splits
 from .carried import Carried, carried
-from .gradient import Loss, latent, refined
+from .gradient import Descent, Loss, latent, refined
 from .planner import HISTORY, Fitted, Known, candidates, fit, predictions
 from .rule import extrapolated
 from .schedule import neighbours, parts, total
@@ -26,6 +27,7 @@ class Search:
     Attributes:
         best: the nearest so far, on samples left out of its fit.
         tried: all that were walked.
+        unfitted: decibels of the best schedule without fitted weights, where that was judged.
         split: the nearest with the branches of guidance apart, and the nodes that evaluate both.
         ceiling: most denoising steps that may be computed, in steps of one sample.
     """
@@ -44,11 +46,13 @@ class Search:
         self.known: Known = {}
         self.best: Fitted | None = None
         self.split: tuple[Fitted, tuple[int, ...]] | None = None
+        self.unfitted: float | None = None
 
     def affordable(self, nodes: tuple[int, ...]) -> bool:
         """Whether walking `nodes` stays below the ceiling; the first output is known."""
         new = sum(nodes[: j + 1] not in self.known for j in range(1, len(nodes)))
-        return self.walker.evaluations + new * self.samples <= self.ceiling
+        cost = (new + len(nodes)) * self.samples  # the rule without a fit is to be judged too
+        return self.walker.evaluations + cost <= self.ceiling
 
     def measure(self, nodes: tuple[int, ...]) -> Fitted:
         """Walk a schedule."""
@@ -67,6 +71,35 @@ class Search:
             if self.best is None or self.affordable(one.nodes):
                 self.measure(one.nodes)
         assert self.best is not None
+        return self.best
+
+    def judged(self) -> Fitted:
+        """The best, or its schedule without fitted weights where that ends nearer.
+
+        A segment's fit looks no further than its end; on as many samples as are affordable, the
+        whole run tells.
+        """
+        assert self.best is not None
+        best, walker, end = self.best, self.walker, self.walker.response.steps
+        count, cost = 0, 0
+        for chunk in range(walker.chunks):
+            cost += len(walker.rows([chunk])) * (len(best.nodes) - 1)
+            count += walker.evaluations + cost <= self.ceiling
+        if count and best.weights:
+            rows = walker.rows(range(count))
+            course = Descent(walker, replace(best, weights=((),) * len(best.nodes))).course(
+                range(count)
+            )
+            ends = (*best.nodes[1:], end)
+            off = [
+                (state - walker.state(i)[rows]).flatten(1).double().square().mean(1)
+                for state, i in zip(course.states[1:], ends, strict=True)
+            ]
+            stages = tuple(float(o.mean() ** 0.5) for o in off)
+            plain = replace(best, weights=(), errors=off[-1].sqrt().numpy(), stages=stages)
+            self.unfitted = plain.decibels()
+            if self.unfitted > best.decibels(rows):
+                self.best = plain
         return self.best
 
     def apart(self, budget: int) -> None:
@@ -103,13 +136,15 @@ def search(
     """A plan of `budget` computed steps within the cost that `effort` allows.
 
     The schedules predicted best are walked, as many as the cost allows; with effort "high" shifts
-    of single nodes from the best one too. Each is measured on samples left out of its fit.
+    of single nodes from the best one too. Each is measured on samples left out of its fit. In the
+    end the best is held against its schedule without fitted weights.
     """
     found = Search(walker, effort, history, progress)
     found.predicted(budget)
     if effort != "normal":
         found.apart(budget)
         found.moved()
+    found.judged()
     return found
 
 
@@ -139,6 +174,8 @@ def calibrated(
         found = told.best
         guidance: tuple[int, ...] = ()
         measured = _measured(walker, found, len(told.tried)) | {"budget": budget}
+        if told.unfitted is not None:
+            measured["unfitted_db"] = told.unfitted
         if effort != "normal":
             measured["output_db"] = found.decibels()
         for other in others:
@@ -152,8 +189,12 @@ def calibrated(
         best = max((o for o in others if o is not None), key=Carried.decibels, default=None)
         inside = best is not None and best.decibels() > found.decibels()
         if effort == "gradient" and not guidance and not inside:
+            start = found.weights or tuple((0.0,) * min(j + 1, HISTORY) for j in range(budget))
             found, gained = refined(
-                walker, found, loss or latent, progress=lambda p: progress(share + (1 - share) * p)
+                walker,
+                replace(found, weights=start),
+                loss or latent,
+                progress=lambda p: progress(share + (1 - share) * p),
             )
             measured |= gained
         measured["cost"] = walker.evaluations / walker.response.steps
@@ -185,15 +226,15 @@ def _measured(walker: Walker, found: Fitted, tried: int) -> dict[str, Any]:
     entries = walker.first[0].numel()
     rule = extrapolated(walker.response, found.nodes, correct=True)
     whole = []
-    for j, change in enumerate(found.weights):
+    for j, change in enumerate(found.weights or ((),) * len(found.nodes)):
         added = np.zeros(len(found.nodes))
-        added[j - np.arange(len(change))] = change
+        added[j - np.arange(len(change))] += np.array(change)
         whole.append((rule.segment(j)[1] + added)[: j + 1].tolist())
     errors = parts(predictions(walker)[0], found.nodes, steps)
     return {
         "steps": steps,
         "samples": samples,
-        "held_out": samples if samples > 1 else 0,
+        "held_out": len(found.errors) if samples > 1 or not found.weights else 0,
         "held_out_db": found.decibels(),
         "predicted": [e / float(np.sqrt(samples * entries)) for e in errors],
         "error": list(found.stages),

@@ -1,5 +1,7 @@
 """Plans on models whose best plan is known, with every kind of scheduler and prediction."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch
 from accel.caching.planning.combination import Combination
 from accel.caching.planning.planner import fit
 from accel.caching.planning.rule import extrapolated
-from accel.caching.planning.search import search
+from accel.caching.planning.search import Search, search
 from tests.caching.planning.analytic import SCHEDULERS, STEPS, Gaussian, walked
 
 NODES = (0, 2, 5, 8)
@@ -73,6 +75,20 @@ def test_searches_are_the_same_twice_and_within_their_ceiling(name):
     assert first.nodes == second.nodes and first.weights == second.weights
     assert len(found[0].tried) > 3
     assert first.decibels() == max(f.decibels() for f in found[0].tried.values())
+
+
+def test_a_fit_that_ends_farther_is_left_out():
+    walker = Gaussian("flow euler", [0.1, 0.5])
+    found = Search(walker)
+    found.measure(NODES)
+    fitted = found.best
+    assert found.judged() is fitted and found.unfitted < fitted.decibels()
+    found.best = replace(fitted, errors=fitted.errors + 1)
+    plain = found.judged()
+    assert plain.weights == () and plain.decibels() == found.unfitted
+    last = walked(walker.response, NODES, (), rule_of(walker, NODES), walker, range(6))
+    off = (last - walker.state(STEPS)).square().mean(1).sqrt().numpy()
+    assert plain.errors == pytest.approx(off, rel=1e-4) and plain.stages[-1] > 0
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
