@@ -16,6 +16,9 @@ from .kernels import KERNELS
 from .kernels.choice import check_name, choose
 from .layout import BlockLayout, uniform
 from .pattern import Pattern
+from .patterns.sliding_tile import SlidingTile
+
+TILES = SlidingTile()
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class SparseAttention(Method):
     Cross-attention is never touched. Maps of the last run are drawn by `report.plot_attention`.
     """
 
-    pattern: Pattern
+    pattern: Pattern = TILES
     kernel: str = "auto"
     dense_until: float = 0.2
     dense_layers: tuple[int, ...] = ()
