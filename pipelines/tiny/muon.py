@@ -18,7 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 def hidden_matrices(*modules: nn.Module) -> list[nn.Parameter]:
     """Weights of the linear and convolution layers in `modules`, the ones Muon is meant for."""
-    kinds = (nn.Linear, nn.Conv2d)
+    kinds = (nn.Linear, nn.Conv2d, nn.Conv3d)
     return [layer.weight for m in modules for layer in m.modules() if isinstance(layer, kinds)]
 
 

@@ -22,14 +22,17 @@ import typer
 from diffusers import AutoencoderKLWan
 from safetensors.torch import load_model
 from torch import Tensor, nn
+from torch.nn.functional import max_pool3d
 
 from .loop import fit
+from .muon import Muon, hidden_matrices
 from .scenes import render, sample_scene
 
 FRAMES = 17
 KL_WEIGHT = 5e-4
 LATENT_NOISE = 0.05
 OBJECT_WEIGHT = 4.0
+OUTLINE_WEIGHT = 8.0
 CONFIG = {
     "base_dim": 16,
     "decoder_base_dim": 24,
@@ -60,10 +63,15 @@ def clips(seed: int, batch_size: int, frames: int) -> Iterator[Tensor]:
 
 
 def _distance(out: Tensor, clip: Tensor) -> tuple[Tensor, Tensor]:
-    """L1 + L2, objects weighted up as they fill a tenth of the picture; and the PSNR in dB."""
-    objects = (clip - clip[..., :1, :1]).abs().amax(1, keepdim=True) > 0.1
+    """L1 + L2; and the PSNR in dB.
+
+    Objects are weighted up as they fill a tenth of the picture, and so are the pixels within two of
+    an outline, since they are few and a shape is told by them.
+    """
+    objects = ((clip - clip[..., :1, :1]).abs().amax(1, keepdim=True) > 0.1).float()
+    near = [max_pool3d(side, (1, 5, 5), 1, (0, 2, 2)) for side in (objects, 1 - objects)]
     error = out.float() - clip
-    weight = 1 + OBJECT_WEIGHT * objects
+    weight = 1 + OBJECT_WEIGHT * objects + OUTLINE_WEIGHT * near[0] * near[1]
     psnr = -10 * torch.log10(error.detach().square().mean().clamp_min(1e-10) / 4)
     return (weight * (error.abs() + error.square())).mean(), psnr
 
@@ -117,6 +125,7 @@ def main(
     whole: int = typer.Option(8_000, help="Samples for the decoder alone."),
     batch_size: int = 4,
     lr: float = 1.5e-3,
+    muon: float = typer.Option(2.0, help="Rate of the decoder's matrices, in units of lr."),
     bf16: bool = True,
 ) -> None:
     """Train, or go on training; the autoencoder is written to FOLDER/vae."""
@@ -146,15 +155,16 @@ def main(
     vae = AutoencoderKLWan.from_pretrained(result)
     vae.encoder.requires_grad_(False)
     stream = partial(clips, batch_size=batch_size, frames=FRAMES)
-    fit(
-        {"decoder": _decoder(vae)},
-        partial(decoder_loss, vae),
-        stream,
-        folder=folder / "decoder",
-        samples=whole,
-        lr=lr,
-        **options,
-    )
+    with Muon(hidden_matrices(vae.decoder), ratio=muon):
+        fit(
+            {"decoder": _decoder(vae)},
+            partial(decoder_loss, vae),
+            stream,
+            folder=folder / "decoder",
+            samples=whole,
+            lr=lr,
+            **options,
+        )
     latest(folder).save_pretrained(result)
 
 
