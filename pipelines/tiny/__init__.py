@@ -26,7 +26,7 @@ _CALLS: dict[str, dict[str, Any]] = {
         "height": 64,
         "width": 64,
         "num_frames": 17,
-        "guidance_scale": 2.5,
+        "guidance_scale": 2.0,
         "max_sequence_length": 32,
     },
     "shapes-t2i": {"height": 64, "width": 64, "guidance_scale": 2.0},
