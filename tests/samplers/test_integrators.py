@@ -42,7 +42,11 @@ ORDERS = [
 ]
 
 
-@pytest.mark.parametrize(("make", "expected"), ORDERS, ids=lambda v: str(v))
+def _id(value):
+    return type(value()).__name__ if callable(value) else str(value)
+
+
+@pytest.mark.parametrize(("make", "expected"), ORDERS, ids=_id)
 def test_order_on_an_uneven_grid(make, expected):
     assert order(make) == pytest.approx(expected, abs=0.15)
 
