@@ -172,12 +172,21 @@ def test_an_interrupt_leaves_no_half_written_file(models, monkeypatch, when):
     assert Path("out/accelerated.mp4").read_text() == "older"
 
 
+def _heed_interrupts():
+    """What a background job of a shell ignores, its children ignore too."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_signal_from_a_terminal(models):
     """SIGINT once the first bar shows that the model is denoising."""
     command = [sys.executable, "-m", "accel", "generate", PROMPT, "--model", str(models / "wan"),
                *SHORT, "--steps", "100000"]  # fmt: skip
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_heed_interrupts,
     ) as process:
         assert process.stderr is not None
         seen = ""

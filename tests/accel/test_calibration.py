@@ -157,7 +157,7 @@ def test_a_plan_is_made_for_a_budget_or_a_speed_up():
         ({}, "needs either budget .* or speedup"),
         ({"budget": 4, "speedup": 2.0}, "needs either budget .* or speedup"),
         ({"speedup": 1.0}, "speedup must be above 1, got 1"),
-        ({"budget": 4, "effort": "hard"}, "effort must be one of normal, high, got 'hard'"),
+        ({"budget": 4, "effort": "hard"}, "effort must be one of normal, high, gradient, got"),
         ({"method": "teacache", "budget": 4}, "TeaCache takes no budget"),
     ],
 )
