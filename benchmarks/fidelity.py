@@ -26,13 +26,13 @@ from accel.registry import recognise  # noqa: E402
 from benchmarks.cells import Cells  # noqa: E402
 from benchmarks.fidelity_report import ALIKE, best_of, draw, markdown, rows, table  # noqa: E402
 from benchmarks.judge import Judge  # noqa: E402
+from benchmarks.options import CACHE, Folders, Minutes, References, Workers, places  # noqa: E402
 from benchmarks.settings import OWN, Setting  # noqa: E402
 from benchmarks.shapes import Model  # noqa: E402
 from benchmarks.sweep import EULER, PICTURE, RATIOS, VIDEO, Sweep  # noqa: E402
 
 MODELS = ("shapes-t2i", "shapes-t2v")  # the quicker one first
 RESULTS = Path(__file__).resolve().parent / "results"
-CACHE = Path.home() / ".cache" / "accel-benchmarks" / "fidelity"
 WIDE = 5
 """Settings a model that are judged on more samples."""
 
@@ -120,9 +120,7 @@ def main(
     models: Annotated[
         list[str] | None, typer.Option("--model", help="Which; both if none.")
     ] = None,
-    folder: Annotated[
-        list[str] | None, typer.Option(help="NAME=PATH: another version of a model.")
-    ] = None,
+    folder: Folders = None,
     sweep_folder: Annotated[
         list[str] | None, typer.Option(help="NAME=PATH: choose settings on an earlier version.")
     ] = None,
@@ -132,25 +130,25 @@ def main(
     many: Annotated[int, typer.Option(help="Samples for the best five of a model.")] = 64,
     sweep_samples: Annotated[int, typer.Option(help="Samples on which settings are chosen.")] = 4,
     rounds: Annotated[int, typer.Option(help="Times that everything is timed.")] = 4,
-    workers: Annotated[int, typer.Option(help="Processes; 0 runs in this one.")] = 2,
-    minutes: Annotated[float, typer.Option(help="Begin no cell after this long.")] = 1e9,
+    workers: Workers = 2,
+    minutes: Minutes = 1e9,
     sweep_only: Annotated[bool, typer.Option(help="Only choose settings.")] = False,
     report_only: Annotated[bool, typer.Option(help="Only write table and picture.")] = False,
-    references: Annotated[Path, typer.Option(help="Where plain samples are kept.")] = CACHE,
+    references: References = CACHE,
     out: Annotated[Path, typer.Option(help="Results; .md and .png go beside.")] = (
         RESULTS / "fidelity.json"
     ),
 ) -> None:
     """Run what is missing, then write the table and the pictures."""
     torch.set_num_threads(1)
-    places = dict(pair.split("=", 1) for pair in folder or [])
-    before = dict(pair.split("=", 1) for pair in sweep_folder or [])
+    elsewhere = places(folder)
+    before = places(sweep_folder)
     until = time.monotonic() + 60 * minutes
     cells = Cells(out)
     chosen = tuple(ratios or RATIOS)
     try:
         for name in () if report_only else models or MODELS:
-            model = load(name, places.get(name))
+            model = load(name, elsewhere.get(name))
             earlier = load(name, before[name]) if name in before else model
             make = partial(
                 Judge,

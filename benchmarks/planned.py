@@ -25,8 +25,9 @@ from accel.calibration import EFFORTS  # noqa: E402
 from accel.pipelines import tiny  # noqa: E402
 from benchmarks.cells import Cells  # noqa: E402
 from benchmarks.conditions import CONDITIONS, changed  # noqa: E402
-from benchmarks.fidelity import CACHE, RESULTS, OutOfTime, load  # noqa: E402
+from benchmarks.fidelity import RESULTS, OutOfTime, load  # noqa: E402
 from benchmarks.judge import Judge  # noqa: E402
+from benchmarks.options import CACHE, Folders, Minutes, Models, References, Workers, places  # noqa: E402
 from benchmarks.planned_cells import GUARDED, ROWS, Bench, label  # noqa: E402
 from benchmarks.planned_report import write  # noqa: E402
 from benchmarks.settings import OWN, Setting  # noqa: E402
@@ -143,12 +144,8 @@ def grids(model: Model, solvers: list[str] | None, steps: list[int] | None) -> I
 
 
 def main(
-    models: Annotated[
-        list[str] | None, typer.Option("--model", help="Which; all that ship if none.")
-    ] = None,
-    folder: Annotated[
-        list[str] | None, typer.Option(help="NAME=PATH: another version of a model.")
-    ] = None,
+    models: Models = None,
+    folder: Folders = None,
     solvers: Annotated[list[str] | None, typer.Option("--solver", help="own or euler.")] = None,
     steps: Annotated[list[int] | None, typer.Option(help="50 or 28.")] = None,
     budget: Annotated[list[int] | None, typer.Option(help="Computed steps.")] = None,
@@ -160,23 +157,23 @@ def main(
     many: Annotated[int, typer.Option(help="Captions on which adherence is told.")] = 1000,
     sweep_samples: Annotated[int, typer.Option(help="Samples on which rivals are set.")] = 4,
     rounds: Annotated[int, typer.Option(help="Times that everything is timed; 0 is not.")] = 4,
-    workers: Annotated[int, typer.Option(help="Processes; 0 runs in this one.")] = 2,
-    minutes: Annotated[float, typer.Option(help="Begin nothing after this long.")] = 1e9,
+    workers: Workers = 2,
+    minutes: Minutes = 1e9,
     report_only: Annotated[bool, typer.Option(help="Only write table and pictures.")] = False,
-    references: Annotated[Path, typer.Option(help="Where plain samples are kept.")] = CACHE,
+    references: References = CACHE,
     out: Annotated[Path, typer.Option(help="Results; .md and .png go beside.")] = (
         RESULTS / "planned.json"
     ),
 ) -> None:
     """Run what is missing, then write the table and the pictures."""
     torch.set_num_threads(1)
-    places = dict(pair.split("=", 1) for pair in folder or [])
+    elsewhere = places(folder)
     until = time.monotonic() + 60 * minutes
     cells = Cells(out, beside=[RESULTS / "fidelity.json"])
     parts, efforts = tuple(part or PARTS), tuple(effort or EFFORTS)
     try:
         for name in () if report_only else models or tiny.NAMES:
-            model = load(name, places.get(name))
+            model = load(name, elsewhere.get(name))
             make = partial(
                 Judge,
                 cells=cells,

@@ -23,9 +23,10 @@ from accel.pipelines import tiny  # noqa: E402
 from accel.samplers import RegionAdaptive  # noqa: E402
 from benchmarks import page  # noqa: E402
 from benchmarks.cells import Cells  # noqa: E402
-from benchmarks.fidelity import CACHE, RESULTS, load  # noqa: E402
+from benchmarks.fidelity import RESULTS, load  # noqa: E402
 from benchmarks.green import green, sources  # noqa: E402
 from benchmarks.judge import Judge  # noqa: E402
+from benchmarks.options import CACHE, Folders, Minutes, References, Workers, places  # noqa: E402
 from benchmarks.rounds import rounds  # noqa: E402
 from benchmarks.settings import Setting, plain, ready  # noqa: E402
 from benchmarks.shapes import Model  # noqa: E402
@@ -190,32 +191,30 @@ def main(
     models: Annotated[
         list[str] | None, typer.Option("--model", help="Which; those that are there if none.")
     ] = None,
-    folder: Annotated[
-        list[str] | None, typer.Option(help="NAME=PATH: another version of a model.")
-    ] = None,
+    folder: Folders = None,
     ratio: Annotated[list[float] | None, typer.Option(help="Share of the tokens a step.")] = None,
     row: Annotated[list[str] | None, typer.Option(help="Rows; all if none.")] = None,
     samples: Annotated[int, typer.Option(help="Samples judged.")] = 64,
     many: Annotated[int, typer.Option(help="Captions of the best row at 0.25; 0: none.")] = 0,
     turns: Annotated[int, typer.Option(min=1, help="Times that everything is timed.")] = 7,
-    workers: Annotated[int, typer.Option(help="Processes; 0 runs in this one.")] = 2,
+    workers: Workers = 2,
     batch: Annotated[int, typer.Option(help="Samples made in one go.")] = 4,
-    minutes: Annotated[float, typer.Option(help="Begin nothing after this long.")] = 1e9,
+    minutes: Minutes = 1e9,
     tests: Annotated[bool, typer.Option("--tests/--skip-tests", help="While developing.")] = True,
     report_only: Annotated[bool, typer.Option(help="Only write the table.")] = False,
-    references: Annotated[Path, typer.Option(help="Where plain samples are kept.")] = CACHE,
+    references: References = CACHE,
     out: Annotated[Path, typer.Option(help="Results; .md goes beside.")] = (
         RESULTS / "regions.json"
     ),
 ) -> None:
     """Measure what is missing, then write the table."""
     torch.set_num_threads(1)
-    places = dict(pair.split("=", 1) for pair in folder or [])
+    elsewhere = places(folder)
     until, cells = time.monotonic() + 60 * minutes, Cells(out)
-    there = [name for name in MODELS if name in tiny.NAMES or name in places]
+    there = [name for name in MODELS if name in tiny.NAMES or name in elsewhere]
     passed = "skipped" if report_only or not tests else green(TESTS, out.parent)
     for name in () if report_only else models or there:
-        model = load(name, places.get(name))
+        model = load(name, elsewhere.get(name))
         judge = Judge(
             model, cells, references, sampler=SAMPLER, workers=workers, batch=batch, steps=STEPS
         )

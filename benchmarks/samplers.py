@@ -22,8 +22,8 @@ from accel.pipelines.tiny import call_defaults, load, path
 from accel.samplers import AdamsBashforth
 from accel.samplers.level_fit import best_nodes
 from benchmarks.cells import Cells
-from benchmarks.fidelity import CACHE
 from benchmarks.green import ROOT
+from benchmarks.options import CACHE
 from benchmarks.samplers_report import write
 from benchmarks.shapes import Model
 from benchmarks.solvers import Solver, solvers

@@ -22,7 +22,7 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel
 from safetensors.torch import load_model
 from torch import Tensor, nn
 
-from . import MANIFEST, mmdit, verify, write_manifest
+from . import MANIFEST, mmdit, save, verify
 from .loop import SEGMENT, fit
 from .muon import Muon, hidden_matrices
 from .picture import SIZE, build_tokenizer
@@ -202,10 +202,7 @@ def export(
         raise typer.BadParameter(f"--stage must be denoiser or larger, got {stage}")
     parts = averaged(folder / stage)
     pipe = mmdit.assemble(load_autoencoder(autoencoder), *parts, build_tokenizer())
-    pipe.to(torch.float16).save_pretrained(to, safe_serialization=True)
-    for file in to.rglob("*.safetensors"):
-        file.chmod(0o644)
-    write_manifest(to)
+    save(pipe, to)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import l1_loss, mse_loss
 from tqdm.auto import tqdm
 
-from accel.pipelines.tiny import picture, write_manifest
+from accel.pipelines.tiny import picture, save
 from accel.pipelines.tiny.loop import fit
 from accel.pipelines.tiny.muon import Muon, hidden_matrices
 from accel.pipelines.tiny.picture_loss import VelocityLoss
@@ -206,10 +206,7 @@ def export(
     model = load_autoencoder(folder)
     typer.echo(f"autoencoder: {autoencoder_psnr(copy.deepcopy(model).half().float()):.2f} dB")
     pipe = picture.assemble(model, unet, text_encoder, tokenizer)
-    pipe.to(torch.float16).save_pretrained(to, safe_serialization=True)
-    for file in to.rglob("*.safetensors"):
-        file.chmod(0o644)
-    write_manifest(to)
+    save(pipe, to)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from . import write_manifest
+from . import save, write_manifest
 from .loop import SEGMENT, fit
 from .muon import Muon, hidden_matrices
 from .scenes import CANVAS, caption, render, sample_scenes
@@ -217,7 +217,7 @@ def averaged(autoencoder: Path, folder: Path) -> WanPipeline:
 
 def export(pipe: WanPipeline, folder: Path) -> None:
     """Writes `pipe` in half precision, readable by transformers 4 and 5, with its manifest."""
-    pipe.to(torch.float16).save_pretrained(folder)
+    save(pipe, folder)
     for name in ("model_index.json", "tokenizer/tokenizer_config.json", "vae/config.json"):
         path = folder / name
         text = path.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast")
