@@ -65,7 +65,12 @@ class Bench:
         family = recognise(judge.model.pipe)[0]
         recipes = {name: make().methods[0] for name, make in family.recipes.items()}
         self._sweep = Sweep(
-            self._attempt, sweeper.magnitudes, judge.sampler, ("", *spaced), recipes
+            self._attempt,
+            sweeper.magnitudes,
+            judge.sampler,
+            ("", *spaced),
+            recipes,
+            fitted=sweeper.fitted,
         )
         self.chosen: dict[tuple[str, int], Setting] = {}
 

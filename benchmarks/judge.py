@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Sequence
@@ -11,7 +12,10 @@ from typing import Any
 
 import numpy as np
 
+import accel
+from accel.method import Method
 from accel.metrics import psnr_each, ratio_interval, ssim_each
+from accel.plan import Plan
 from benchmarks import peers
 from benchmarks.adherence import Adherence, adherence, change
 from benchmarks.cells import Cells
@@ -20,6 +24,9 @@ from benchmarks.settings import OWN, Setting, plain, ready
 from benchmarks.shapes import Made, Model, Sample
 from benchmarks.spread import spread
 from benchmarks.sweep import STEPS, Tried
+
+CALIBRATED_ON = 2
+"""Captions from which TeaCache's and MagCache's curves are fitted."""
 
 
 class Judge:
@@ -112,6 +119,33 @@ class Judge:
             **self._kept,
         }
         return tuple(self.cells.run(compute, **fields, of="MagCache")["ratios"])
+
+    def fitted(self, name: str) -> Method:
+        """A method of ours that needs calibration, fitted to runs of two captions of their own."""
+
+        def compute() -> dict[str, Any]:
+            samples = self.model.samples("calibration", CALIBRATED_ON)
+            with ready(self.model.pipe, plain(self.sampler, self.steps)) as pipe:
+                plan = accel.calibrate(
+                    pipe,
+                    [s.caption for s in samples],
+                    name,
+                    steps=self.steps,
+                    seed=samples[0].seed,
+                    progress=False,
+                    **self.model.options,
+                )
+            return {"plan": json.loads(plan.to_json())}
+
+        fields = {
+            "model": self.model.name,
+            "checkpoint": self.model.checkpoint[:12],
+            "set": "calibration",
+            "solver": self.sampler,
+            **self._kept,
+        }
+        found = self.cells.run(compute, **fields, of=f"our {name}")
+        return Plan.from_json(json.dumps(found["plan"])).methods[0]
 
     def evaluate(self, setting: Setting, ratio: float, count: int) -> dict[str, Any]:
         """The setting on the first `count` samples of the evaluation set."""

@@ -25,6 +25,18 @@ FIRST_BLOCK = 1 / 12
 """Share of the first block in the work of a step."""
 THRESHOLDS = (0.04, 0.08, 0.14, 0.22, 0.35)
 
+MAGNITUDES = (
+    (0.06, 2, 0.2),
+    (0.12, 4, 0.2),
+    (0.12, 4, 0.1),
+    (0.24, 6, 0.1),
+    (0.5, 8, 0.1),
+    (1.0, 12, 0.1),
+)
+"""MagCache's thresholds, longest skips and shares of first steps that are kept."""
+ESTIMATES = (0.03, 0.06, 0.1, 0.17, 0.3, 0.5)
+"""TeaCache's thresholds."""
+
 
 @dataclass(frozen=True)
 class Tried:
@@ -75,6 +87,7 @@ class Sweep:
             them; one only in flow matching, which places noise levels.
         recipes: the family's recipes by name, each a method.
         steps: of the plain run.
+        fitted: calibrates a method of ours by its name, or recalls it.
     """
 
     def __init__(
@@ -85,8 +98,10 @@ class Sweep:
         spacings: tuple[str, ...] = ("",),
         recipes: Mapping[str, Method] | None = None,
         steps: int = STEPS,
+        fitted: Callable[[str], Method] | None = None,
     ) -> None:
         self._attempt, self._magnitudes, self._recipes = attempt, magnitudes, recipes or {}
+        self._fitted = fitted
         self._sampler, self._spacings, self._steps = sampler, spacings, steps
 
     def choose(self, row: str, ratio: float) -> Setting | None:
@@ -143,8 +158,16 @@ class Sweep:
     def magcache(self, row: str, ratio: float) -> list[Setting]:
         """Thresholds, longest skips and shares of first steps that are kept, as published."""
         ratios = self._magnitudes()
-        tried = ((0.06, 2, 0.2), (0.12, 4, 0.2), (0.12, 4, 0.1), (0.24, 6, 0.1), (0.5, 8, 0.1))
-        return [self._of(row, peers.MagCache(ratios, *fields)) for fields in tried]
+        return [self._of(row, peers.MagCache(ratios, *fields)) for fields in MAGNITUDES]
+
+    def calibrated(self, row: str, ratio: float) -> list[Setting]:
+        """Our MagCache at the settings of diffusers', our TeaCache by threshold; both fitted."""
+        if self._fitted is None:
+            raise ValueError(f"{row} needs calibration, and nothing that does it was given")
+        method: Any = self._fitted(row)
+        names = ("threshold", "longest", "retention") if row == "MagCache" else ("threshold",)
+        tried = MAGNITUDES if row == "MagCache" else [(t,) for t in ESTIMATES]
+        return [self._of(row, replace(method, **dict(zip(names, t, strict=True)))) for t in tried]
 
     def dbcache(self, row: str, ratio: float) -> list[Setting]:
         """cache-dit's F1B0 with TaylorSeer, by threshold."""
@@ -243,6 +266,8 @@ ROWS: dict[str, Search] = {
     "TaylorSeer module": Sweep.inside,
     "recipe balanced": Sweep.recipe,
     "recipe fast": Sweep.recipe,
+    "MagCache": Sweep.calibrated,
+    "TeaCache": Sweep.calibrated,
     **dict.fromkeys(GRIDS, Sweep.grid),
     "dpm++ with as few steps": Sweep.fewer,
     "unipc with as few steps": Sweep.fewer,
@@ -259,6 +284,8 @@ VIDEO = (
     "diffusers MagCache",
     "diffusers FirstBlockCache",
     "FirstBlockCache",
+    "MagCache",
+    "TeaCache",
     "TaylorSeer hidden",
     "TaylorSeer module",
     "diffusers TaylorSeer module",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from accel.caching import DeepCache, TaylorSeer
+from accel.caching import DeepCache, MagCache, TaylorSeer, TeaCache
 from benchmarks import peers, settings
 from benchmarks.grids import GRIDS
 from benchmarks.settings import Setting
@@ -129,9 +129,24 @@ def test_deepcache_and_its_package_are_tried_at_the_same_branches_and_intervals(
     assert {(b, n) for b, n, power in ours if power > 1} == theirs
 
 
+def test_our_magcache_and_diffusers_are_tried_at_the_same_settings():
+    bench = Bench(lambda s: 1.0)
+    fitted = {"MagCache": MagCache((1.0,) * STEPS), "TeaCache": TeaCache(coefficients=(1.0, 0.0))}
+    sweep = Sweep(bench.attempt, lambda: (1.0,) * STEPS, fitted=fitted.__getitem__)
+    ours = [s.method for s in sweep.calibrated("MagCache", 3)]
+    theirs = [s.method for s in sweep.magcache("diffusers MagCache", 3)]
+    assert [(m.threshold, m.longest, m.retention) for m in ours] == [
+        (m.threshold, m.max_skip, m.retention) for m in theirs
+    ]
+    tea = [s.method for s in sweep.calibrated("TeaCache", 3)]
+    assert {m.coefficients for m in tea} == {(1.0, 0.0)} and len({m.threshold for m in tea}) > 4
+    with pytest.raises(ValueError, match="MagCache needs calibration"):
+        bench.sweep.choose("MagCache", 3)
+
+
 def test_an_unknown_row_is_named():
-    with pytest.raises(ValueError, match="unknown row 'TeaCache'"):
-        Bench(lambda s: 1.0).sweep.choose("TeaCache", 2)
+    with pytest.raises(ValueError, match="unknown row 'TeaCash'"):
+        Bench(lambda s: 1.0).sweep.choose("TeaCash", 2)
 
 
 def test_a_recipe_belongs_to_the_largest_ratio_it_is_within():
