@@ -8,7 +8,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from accel.caching import FirstBlockCache, TaylorSeer
+from accel.caching import (
+    PAB,
+    ClusCa,
+    DBCache,
+    FirstBlockCache,
+    FreqCa,
+    HiCache,
+    MagCache,
+    SpeCa,
+    Spectrum,
+    TaylorSeer,
+    TeaCache,
+    ToCa,
+)
 from accel.caching.policies import schedule
 from accel.method import Method
 from benchmarks import peers
@@ -68,6 +81,30 @@ def ways(target: int, threshold: float) -> dict[str, Method | peers.Peer]:
         "diffusers: MagCache": magcache(target),
         "cache-dit: DBCache F1B0 step mask": peers.CacheDiT(mask=peers.mask(kept, STEPS)),
     }
+
+
+def others(target: int) -> dict[str, Method | peers.Peer]:
+    """The rest of our methods that can be told when to skip, at about `target` computed steps.
+
+    TeaCache is given a polynomial that estimates every step's change as 1, PAB keeps every kind of
+    module as long as the steps between two computed ones.
+    """
+    every = STEPS // target
+    kinds = ("spatial", "temporal", "full", "cross", "feed_forward")
+    nodes = tuple(range(0, STEPS, every))
+    found: dict[str, Method] = {
+        "HiCache": HiCache(every),
+        "Spectrum": Spectrum(every, growth=0.0),
+        "FreqCa": FreqCa(every),
+        "DBCache F1B0 steps": DBCache(front=1, steps=nodes),
+        "TeaCache": TeaCache(every - 0.5, (0.0, 1.0)),
+        "MagCache": MagCache((1.0,) * STEPS, threshold=1e9, longest=every - 1, retention=0.06),
+        "SpeCa": SpeCa(1e9, floor=1.0, decay=1.0, longest=every - 1),
+        "PAB": PAB(**dict.fromkeys(kinds, every), window=(0.0, 1.0)),
+        "ToCa": ToCa(every),
+        "ClusCa": ClusCa(every),
+    }
+    return {f"ours: {name}": method for name, method in found.items()}
 
 
 def residuals(subject: Subject) -> list[list[torch.Tensor]]:

@@ -10,13 +10,34 @@ from dataclasses import dataclass
 from typing import Any
 
 import accel
-from accel.caching import DeepCache, FirstBlockCache, TaylorSeer
+from accel.caching import (
+    PAB,
+    ClusCa,
+    DBCache,
+    DeepCache,
+    DiCache,
+    DuCa,
+    EasyCache,
+    FasterCache,
+    FasterDiffusion,
+    FirstBlockCache,
+    FreqCa,
+    HiCache,
+    MagCache,
+    SeaCache,
+    SpeCa,
+    Spectrum,
+    TaylorSeer,
+    TeaCache,
+    ToCa,
+)
 from accel.method import Method
 from benchmarks import peers
 
 STEPS = 50  # of the runs that the steps are taken from
 SETTLE = 4  # first steps of a run, not timed: warm-ups, and differences that need two anchors
 NEVER = 10**6
+ALWAYS = 1e9  # a threshold that nothing reaches
 
 
 @dataclass(frozen=True)
@@ -27,6 +48,7 @@ class Way:
         compute: a setting that computes every step.
         skip: a setting that skips every step after the first `SETTLE`.
         goal: whether the goals of a computed step are set for it.
+        rest: most that is left of a step's work when it is skipped, as a share.
     """
 
     name: str
@@ -34,6 +56,7 @@ class Way:
     compute: Method | peers.Peer
     skip: Method | peers.Peer
     goal: bool = False
+    rest: float = 0.5
 
 
 def _taylorseer(carrier: Any, goal: bool) -> Way:
@@ -78,9 +101,63 @@ def transformer(steps: int = STEPS) -> tuple[Way, ...]:
     )
 
 
+def others(steps: int = STEPS) -> tuple[Way, ...]:
+    """The rest of our methods for transformers, in runs of `steps` steps.
+
+    TeaCache's polynomial is that of a model whose estimate is the indicator's change itself.
+    """
+    same, grows, begin = (1.0,) * steps, (1.1,) * steps, 2 / steps
+    apart = {"attention_start": begin, "guidance_start": begin}
+    once, never = dict.fromkeys(KINDS, 1), dict.fromkeys((*KINDS, "feed_forward"), NEVER)
+    pairs: dict[str, tuple[Method, Method]] = {
+        "HiCache": (HiCache(1), HiCache(NEVER)),
+        "Spectrum": (Spectrum(1, growth=0.0), Spectrum(NEVER, warmup=SETTLE)),
+        "FreqCa": (FreqCa(1), FreqCa(NEVER)),
+        "DBCache F1B0": (_dbcache(0.0), _dbcache(ALWAYS)),
+        "TeaCache": (TeaCache(0.0, (1.0, 0.0)), TeaCache(ALWAYS, (1.0, 0.0), tail=0)),
+        "MagCache": (
+            MagCache(grows, threshold=0.0),
+            MagCache(same, threshold=ALWAYS, longest=NEVER, retention=begin),
+        ),
+        "EasyCache": (EasyCache(0.0), EasyCache(ALWAYS, warmup=2, tail=0)),
+        "SeaCache": (SeaCache(0.0), SeaCache(ALWAYS, tail=0, longest=NEVER)),
+        "DiCache": (DiCache(0.0), DiCache(ALWAYS, retention=begin, tail=0)),
+        "SpeCa": (SpeCa(0.0), SpeCa(ALWAYS, floor=1.0, decay=1.0, longest=NEVER)),
+        "PAB": (PAB(**once), PAB(**never, window=(0.0, 1.0))),
+        "FasterCache": (
+            FasterCache(attention_interval=1, guidance_interval=1),
+            FasterCache(attention_interval=NEVER, guidance_interval=NEVER, **apart),
+        ),
+        "ToCa": (ToCa(1), ToCa(NEVER)),
+        "DuCa": (DuCa(1), DuCa(NEVER)),
+        "ClusCa": (ClusCa(1), ClusCa(NEVER)),
+    }
+    rest = {"FasterCache": 0.8}
+    return tuple(
+        Way(name, "ours", compute, skip, rest=rest.get(name, 0.5))
+        for name, (compute, skip) in pairs.items()
+    )
+
+
+KINDS = ("spatial", "temporal", "full", "cross")  # of attention, as PAB tells them apart
+
+
+def _dbcache(threshold: float) -> DBCache:
+    return DBCache(threshold, front=1, warmup=1)
+
+
 UNET = (
     Way("DeepCache", "ours", DeepCache(1, branch=1), DeepCache(NEVER, branch=1), True),
     _taylorseer("output", True),
+    Way("HiCache", "ours", HiCache(1), HiCache(NEVER)),
+    Way("Spectrum", "ours", Spectrum(1, growth=0.0), Spectrum(NEVER, warmup=SETTLE)),
+    Way(
+        "FasterDiffusion",
+        "ours",
+        FasterDiffusion(interval=1, noise=0.0),
+        FasterDiffusion(interval=NEVER, noise=0.0),
+        rest=0.8,
+    ),
     Way("DeepCache", "DeepCache", peers.DeepCache(1, branch=1), peers.DeepCache(NEVER, branch=1)),
 )
 

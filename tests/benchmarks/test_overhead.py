@@ -13,7 +13,7 @@ from benchmarks import budget, overhead, peers, realised
 from benchmarks.cells import Cells
 from benchmarks.green import green, sources
 from benchmarks.models import Subject, flux, wan
-from benchmarks.ways import STEPS, UNET, Way, ready, transformer, without_denoiser
+from benchmarks.ways import STEPS, UNET, Way, others, ready, transformer, without_denoiser
 from tests.tiny_pipelines import make
 from tests.tiny_pipelines.text import WIDTH
 
@@ -46,7 +46,7 @@ def tiny_sd():
 
 def test_every_way_computes_and_skips_what_it_should(tiny_wan, tiny_flux, tiny_sd):
     pytest.importorskip("cache_dit")
-    overhead.check(tiny_wan, transformer(SHORT), SHORT)
+    overhead.check(tiny_wan, (*transformer(SHORT), *others(SHORT)), SHORT)
     overhead.check(tiny_flux, transformer(SHORT), SHORT)
     pytest.importorskip("DeepCache")
     overhead.check(tiny_sd, UNET, SHORT)
@@ -120,6 +120,9 @@ def test_settings_that_compute_as_many_steps():
 def test_counted_work_of_every_way_is_that_of_its_steps(tiny_wan):
     pytest.importorskip("cache_dit")
     plain = overhead.flops(tiny_wan, ready(tiny_wan.pipe, None), STEPS)
+    for name, setting in budget.others(12).items():
+        share = overhead.flops(tiny_wan, ready(tiny_wan.pipe, setting), STEPS) / plain
+        assert 0.24 < share < 0.75, name  # one block of three runs always, or some tokens
     for name, setting in budget.ways(12, 1e9).items():
         share = overhead.flops(tiny_wan, ready(tiny_wan.pipe, setting), STEPS) / plain
         if "output" in name:
