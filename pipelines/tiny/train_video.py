@@ -30,9 +30,10 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from . import save, write_manifest
+from .binding import Readers, places
 from .loop import SEGMENT, fit
 from .muon import Muon, hidden_matrices
-from .scenes import CANVAS, caption, render, sample_scenes
+from .scenes import CANVAS, Scene, caption, render, sample_scenes
 from .train_autoencoder_video import FRAMES, latest
 from .words import TOKENS, tokenizer
 
@@ -40,6 +41,10 @@ SHARD = 512
 DROPPED = 0.1
 """Share of captions replaced by the empty one, for guidance."""
 SHIFT = 3.0
+TAPPED = 5
+"""Block after which the readers of `binding` look on."""
+WORDS_SHARE, PLACES_SHARE = 0.1, 0.05
+"""Weights of their errors beside that of the velocity."""
 TRANSFORMER = {
     "patch_size": [1, 1, 1],
     "num_attention_heads": 5,
@@ -97,11 +102,18 @@ class Latents:
         held = [load_file(path) for path in shards]
         self.latents = torch.cat([shard["latents"] for shard in held])
         self.tokens = torch.cat([shard["tokens"] for shard in held]).long()
+        self.places = torch.stack(
+            [
+                places(scene, self.latents.shape[2], size)
+                for path in shards
+                for scene in drawn(int(path.stem[-4:]), SHARD, path.stem.startswith("pairs"))
+            ]
+        )
 
     def batches(
         self, seed: int, batch_size: int, frames: int, emphasised: tuple[float, int, int]
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Endless (latents (B, C, frames, h, w), token ids (B, TOKENS), emphasis (B,)).
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Endless (latents (B, C, frames, h, w), token ids (B, TOKENS), emphasis (B,), places).
 
         `emphasised` holds the emphasis and the numbers of samples between which it is in force;
         `fit` tells by the seed how many samples were seen.
@@ -115,7 +127,14 @@ class Latents:
             rows = torch.from_numpy(rng.integers(0, len(self.latents), batch_size))
             dropped = torch.from_numpy(rng.random(batch_size) < DROPPED)
             tokens = torch.where(dropped[:, None], empty, self.tokens[rows])
-            yield self.latents[rows, :, :frames].float(), tokens, weight
+            latents, labels = self.latents[rows, :, :frames].float(), self.places[rows, :, :frames]
+            yield latents, tokens, weight, labels
+
+
+def drawn(seed: int, count: int, pairs: bool) -> list[Scene]:
+    """The `count` training scenes of a shard."""
+    rng = np.random.default_rng((seed, 18 if pairs else 17))
+    return sample_scenes(rng, count, pairs=pairs)
 
 
 @torch.no_grad()
@@ -129,21 +148,18 @@ def encode(
     length: int = FRAMES,
 ) -> dict[str, Tensor]:
     """Half-precision latents and token ids of `count` training scenes drawn with `seed`."""
-    rng = np.random.default_rng((seed, 18 if pairs else 17))
     shape = (1, -1, 1, 1, 1)
     mean = torch.tensor(vae.config.latents_mean, device=vae.device).view(shape)
     std = torch.tensor(vae.config.latents_std, device=vae.device).view(shape)
     at_once = max(1, 16 * CANVAS**2 * FRAMES // (size**2 * length))
-    latents, captions = [], []
-    for _ in range(0, count, 16):
-        scenes = sample_scenes(rng, 16, pairs=pairs)
-        captions += [caption(scene) for scene in scenes]
-        for part in (scenes[i : i + at_once] for i in range(0, 16, at_once)):
-            drawn = np.stack([render(scene, length, size) for scene in part])
-            clip = torch.from_numpy(drawn).transpose(1, 2).to(vae.device) * 2 - 1
-            with torch.autocast(vae.device.type, torch.bfloat16):
-                mode = vae.encode(clip).latent_dist.mode().float()
-            latents.append(((mode - mean) / std).half().cpu())
+    latents, scenes = [], drawn(seed, count, pairs)
+    for part in (scenes[i : i + at_once] for i in range(0, count, at_once)):
+        frames = np.stack([render(scene, length, size) for scene in part])
+        clip = torch.from_numpy(frames).transpose(1, 2).to(vae.device) * 2 - 1
+        with torch.autocast(vae.device.type, torch.bfloat16):
+            mode = vae.encode(clip).latent_dist.mode().float()
+        latents.append(((mode - mean) / std).half().cpu())
+    captions = [caption(scene) for scene in scenes]
     tokens = words(captions, padding="max_length", max_length=TOKENS, return_tensors="pt")
     return {"latents": torch.cat(latents), "tokens": tokens.input_ids.short()}
 
@@ -160,28 +176,35 @@ def embed(encoder: UMT5EncoderModel, tokens: Tensor) -> Tensor:
 def flow_loss(
     transformer: WanTransformer3DModel,
     encoder: UMT5EncoderModel,
-    batch: tuple[Tensor, Tensor, Tensor],
+    readers: Readers,
+    seen: list[Tensor],
+    batch: tuple[Tensor, Tensor, Tensor, Tensor],
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean squared error of the predicted velocity, noise - latents, at shifted noise levels.
 
     Places unlike the ground (a quarter of all) weigh as much more than the rest as the batch says;
-    the unweighted error is logged as "plain".
+    the unweighted error is logged as "plain". The errors of `readers` are added, the second on the
+    last hidden states in `seen`.
     """
-    latents, tokens, emphasis = batch
+    latents, tokens, emphasis, labels = batch
     level = torch.sigmoid(1.2 * torch.randn(len(latents), device=latents.device))
     sigma = (SHIFT * level / (1 + (SHIFT - 1) * level)).view(-1, 1, 1, 1, 1)
-    noise = torch.randn_like(latents)
+    noise, words = torch.randn_like(latents), embed(encoder, tokens)
     velocity = transformer(
         hidden_states=(1 - sigma) * latents + sigma * noise,
         timestep=1000 * sigma.flatten(),
-        encoder_hidden_states=embed(encoder, tokens),
+        encoder_hidden_states=words,
         return_dict=False,
     )[0]
     ground = latents.flatten(2).median(2).values[:, :, None, None, None]
     unlike = (latents - ground).square().mean(1).sqrt() > 0.75
     weight = 1 + (emphasis.view(-1, 1, 1, 1) - 1) * unlike
     error = (velocity.float() - (noise - latents)).square().mean(1)
-    return (weight * error).sum() / weight.sum(), {"plain": error.detach().mean()}
+    of_words = readers.of_words(words, tokens)
+    of_places = readers.of_places(seen.pop(), labels)
+    total = (weight * error).sum() / weight.sum()
+    total = total + WORDS_SHARE * of_words + PLACES_SHARE * of_places
+    return total, {"plain": error.mean(), "words": of_words, "places": of_places}
 
 
 def untrained() -> tuple[WanTransformer3DModel, UMT5EncoderModel]:
@@ -264,14 +287,17 @@ def main(
         load_model(encoder, str(start / "text_encoder" / "model.safetensors"))
     if compiled:
         transformer.compile_repeated_blocks()
+    seen: list[Tensor] = []
+    transformer.blocks[TAPPED].register_forward_hook(lambda block, given, out: seen.append(out))
+    readers = Readers(encoder.config.d_model, transformer.proj_out.in_features)
     with Muon(hidden_matrices(transformer.blocks, encoder.encoder.block), ratio=muon):
         for frames, budget in ((2, short), (whole, samples)):
             if not budget:
                 continue
             emphasised = (emphasis, short, middle)
             fit(
-                {"transformer": transformer, "text": encoder},
-                partial(flow_loss, transformer, encoder),
+                {"transformer": transformer, "text": encoder, "readers": readers},
+                partial(flow_loss, transformer, encoder, readers, seen),
                 partial(data.batches, batch_size=batch_size, frames=frames, emphasised=emphasised),
                 folder=folder,
                 samples=budget,

@@ -1,0 +1,98 @@
+"""Helps a denoiser learn which attribute belongs to which object, while it trains.
+
+A caption of two objects is easily taken for a bag of words: colours come out right, shapes and
+directions are swapped or shared. Two linear readers, thrown away after training, ask for more: of
+every word of an object's phrase, what else the phrase says (so that the text encoder binds), and of
+every place that an object covers, half-way through the blocks, its attributes (so that attention
+fetches them). The second is the idea of aligning hidden states to a clean description (Yu et al.
+2024, arXiv:2410.06940), with the scene itself in place of a pretrained encoder's features.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .scenes import CANVAS, COLOURS, DIRECTIONS, SHAPES, Scene, signed_distance
+from .words import tokenizer
+
+KINDS = (tuple(COLOURS), SHAPES, tuple(DIRECTIONS))
+"""Names of the three attributes of an object, in the order of labels."""
+SIZES = [len(names) for names in KINDS]
+NONE = -100
+"""Label of what holds no object; `cross_entropy` leaves it out."""
+
+
+def places(scene: Scene, frames: int, size: int, patch: int = 8) -> Tensor:
+    """Labels (3, frames, size / patch, size / patch), int8, of the latent places of a clip.
+
+    A place holds an object if its centre is within half a patch of the outline or inside, at the
+    middle of the frames it stands for (the first, then four at a time).
+    """
+    middles = np.array([0.0] + [4.0 * i - 1.5 for i in range(1, frames)])
+    at = np.clip(np.round(8 * middles).astype(int), 0, None)  # eighths of a frame
+    steps = 8 * 4 * (frames - 1) + 1
+    centres = (np.arange(size // patch) + 0.5) * patch * CANVAS / size
+    labels = np.full((3, frames, len(centres), len(centres)), NONE, dtype=np.int8)
+    for placed in scene.objects:
+        path = placed.centres(max(steps, 1))[at]
+        dx = centres[None, None, :] - path[:, 0, None, None]
+        dy = centres[None, :, None] - path[:, 1, None, None]
+        near = signed_distance(placed.what.shape, dx, dy, placed.radius) < patch * CANVAS / size / 2
+        named = (placed.what.colour, placed.what.shape, placed.what.direction)
+        for kind, name in enumerate(named):
+            labels[kind][near] = KINDS[kind].index(name) if name else NONE
+    return torch.from_numpy(labels)
+
+
+def phrases(tokens: Tensor) -> Tensor:
+    """Labels (3, B, S) of the words of captions, token ids (B, S): those of the word's phrase.
+
+    The words between "a" and the next "and" or "on" form an object's phrase.
+    """
+    vocabulary = tokenizer().get_vocab()
+    labels = torch.full((3, *tokens.shape), NONE)
+    ends = torch.isin(tokens, torch.tensor([vocabulary["and"], vocabulary["on"]]))
+    which = ends.cumsum(1)
+    last = (tokens == vocabulary["on"]).cumsum(1) > 0
+    for phrase in range(2):
+        inside = (which == phrase) & ~last & ~ends & tokens.ne(0)
+        for kind, names in enumerate(KINDS):
+            for index, name in enumerate(names):
+                said = (inside & (tokens == vocabulary[name])).any(1, keepdim=True)
+                labels[kind][inside & said] = index
+    return labels
+
+
+class Readers(nn.Module):
+    """The two linear readers and their error.
+
+    Args:
+        text: width of the text encoder.
+        hidden: width of the denoiser.
+    """
+
+    def __init__(self, text: int, hidden: int) -> None:
+        super().__init__()
+        self.text = nn.Linear(text, sum(SIZES))
+        self.hidden = nn.Linear(hidden, sum(SIZES))
+
+    @staticmethod
+    def _error(logits: Tensor, labels: Tensor) -> Tensor:
+        kinds = zip(logits.float().flatten(0, -2).split(SIZES, -1), labels, strict=True)
+        errors = []
+        for scores, wanted in kinds:
+            summed = nn.functional.cross_entropy(
+                scores, wanted.flatten().long(), ignore_index=NONE, reduction="sum"
+            )
+            errors.append(summed / wanted.ne(NONE).sum().clamp_min(1))
+        return torch.stack(errors).mean()
+
+    def of_words(self, states: Tensor, tokens: Tensor) -> Tensor:
+        """Mean cross entropy over the attributes; states (B, S, D), token ids (B, S)."""
+        return self._error(self.text(states), phrases(tokens.cpu()).to(states.device))
+
+    def of_places(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Likewise; hidden (B, F·H·W, D) and labels (B, 3, F, H, W) of `places`."""
+        return self._error(self.hidden(hidden), labels.transpose(0, 1))
