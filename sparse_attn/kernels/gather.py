@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..layout import BlockLayout
+from . import products
 
 SMALL = 2**17
 """Bytes of keys and values up to which query blocks are computed together."""
@@ -31,15 +32,26 @@ class Span(NamedTuple):
     queries: Run
     keys: tuple[Run, ...]
 
+    @property
+    def scores(self) -> int:
+        """Pairs of a query and a key."""
+        return (self.queries[1] - self.queries[0]) * sum(end - first for first, end in self.keys)
+
 
 class Gather:
     """One attention per run of query blocks with the same keys.
 
+    Float32 on the CPU is multiplied by oneDNN (see `products`), the rest goes to torch's attention.
+
     Neighbouring key blocks are sliced and not copied. It reads the layout on the host, once per
     layout, so it is meant for the CPU; elsewhere it runs, slowly.
+
+    Args:
+        least: scores from which queries with the same keys are multiplied by oneDNN.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, least: int = products.LEAST) -> None:
+        self.least = least
         self._spans: weakref.WeakKeyDictionary[BlockLayout, list[Span]] = (
             weakref.WeakKeyDictionary()
         )
@@ -55,11 +67,15 @@ class Gather:
             self._spans[layout] = spans_of(layout)
         found = self._spans[layout]
         query, key, value = (t.transpose(1, 2) for t in (q, k, v))
-        if any(len(span.keys) > 1 for span in found):
-            key, value = key.contiguous(), value.contiguous()
         out = torch.zeros_like(query)
         wide = torch.promote_types(q.dtype, torch.float32)
         lse = torch.full(query.shape[:3], -torch.inf, dtype=wide, device=q.device)
+        if products.usable(q, k, v):
+            large = [span for span in found if span.scores >= self.least]
+            found = [span for span in found if span.scores < self.least]
+            _by_products(large, query, key, value, scale, out, lse)
+        if any(len(span.keys) > 1 for span in found):
+            key, value = key.contiguous(), value.contiguous()
         bytes_per_key = 2 * q.shape[-1] * q.element_size()
         found, common = ([*found], []) if group > 1 else shared(found, layout, bytes_per_key)
         for run, runs in common:
@@ -83,6 +99,26 @@ class Gather:
                 _narrow(outs[at], span.queries).copy_(o[i : i + 1])
                 _narrow(sums[at], span.queries).copy_(total[i : i + 1])
         return out.transpose(1, 2), lse
+
+
+def _by_products(
+    spans: list[Span],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    out: Tensor,
+    lse: Tensor,
+) -> None:
+    """Attention of the queries in `spans`, head by head, written to `out` and `lse`."""
+    group = query.shape[1] // key.shape[1]
+    for (batch, head), own in itertools.groupby(spans, key=lambda s: (s.batch, s.head)):
+        theirs = (batch, head // group)
+        k, v = products.kept("key", key[theirs]), products.kept("value", value[theirs])
+        work = products.Head(query[batch, head], k, v, scale, out[batch, head])
+        for span in own:
+            work.attend(span.queries, span.keys)
+        lse[batch, head] = work.log_sum()
 
 
 def attend_densely(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from accel.sparse_attn.kernels import gather as gathering
+from accel.sparse_attn.kernels import products
 from accel.sparse_attn.kernels.flex import Flex
 from accel.sparse_attn.kernels.gather import Gather
 from accel.sparse_attn.kernels.reference import Reference
@@ -13,8 +14,13 @@ from accel.sparse_attn.layout import BlockLayout, uniform
 from accel.sparse_attn.reorder import inverse
 from tests.sparse_attn.kernels.problems import assert_right, problem, ragged
 
-KERNELS = {"reference": Reference(), "gather": Gather(), "flex": Flex(compiled=False)}
-VARIABLE = {name: KERNELS[name] for name in ("reference", "gather")}
+KERNELS = {
+    "reference": Reference(),
+    "gather": Gather(least=2**60),
+    "products": Gather(least=1),
+    "flex": Flex(compiled=False),
+}
+VARIABLE = {name: KERNELS[name] for name in ("reference", "gather", "products")}
 
 
 @pytest.fixture(params=KERNELS)
@@ -189,6 +195,27 @@ def test_a_run_of_keys_that_ends_early_is_caught(monkeypatch):
     monkeypatch.setattr(gathering, "spans_of", short)
     with pytest.raises(AssertionError, match="off by"):
         assert_right(asked, Gather())
+
+
+def test_sums_that_do_not_fade_are_caught(monkeypatch):
+    """Where a later part of the keys has the higher score."""
+    asked = problem(150, heads=1, factor=3.0)
+    monkeypatch.setattr(products, "KEYS", 64)
+    assert_right(asked, Gather(least=1))
+    monkeypatch.setattr(torch.Tensor, "exp2_", lambda x: x.clamp_(min=-1).copy_(x.exp2()))
+    with pytest.raises(AssertionError, match="off by"):
+        assert_right(asked, Gather(least=1))
+
+
+def test_large_work_in_float32_goes_to_onednn(monkeypatch):
+    asked = sparse(problem(1100, heads=2))
+    called = []
+    monkeypatch.setattr(products, "product", lambda a, b: called.append(a) or a @ b.mT)
+    Gather().attend(asked.q, asked.k, asked.v, asked.layout, asked.scale)
+    assert bool(called) == torch.backends.mkldnn.is_available()
+    called.clear()
+    Gather().attend(*(x.double() for x in (asked.q, asked.k, asked.v)), asked.layout, asked.scale)
+    assert not called
 
 
 def test_a_mask_of_the_neighbouring_head_is_caught(monkeypatch):
