@@ -75,6 +75,8 @@ class Family:
         channels: axis of the channels in the latents the denoiser is given; of latents packed into
             tokens (B, S, C) it is the last one always.
         text: where in a joint sequence the tokens that are not of the video lie.
+        padding: what attention masks hide: padded "keys", or, in masks (B, 1, S, S), pairs with a
+            padded query or key ("square").
         fused: branches of a batch that carries guidance, in order.
         branches: the pipeline's `cache_context` names, where they differ from cond and uncond,
             or, of a pipeline that gives none, the number of the call within a step.
@@ -91,6 +93,7 @@ class Family:
     axes: Mapping[str, int | None] = field(default_factory=dict)
     channels: int = 1
     text: Literal["first", "last"] = "first"
+    padding: Literal["keys", "square"] = "keys"
     fused: tuple[str, ...] = ()
     branches: Mapping[str, str] = field(default_factory=dict)
     recipes: Mapping[str, Callable[[], Any]] = field(default_factory=dict)

@@ -29,6 +29,7 @@ FAMILIES: dict[str, Family] = {
         wan.FAMILY,
         hunyuan_video.TOKEN_REPLACE,
         hunyuan_video.FAMILY,
+        hunyuan_video.VERSION_1_5,
         cogvideox.FAMILY,
         ltx.FAMILY,
         mochi.FAMILY,

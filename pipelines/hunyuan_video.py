@@ -1,4 +1,4 @@
-"""HunyuanVideo (text to video, and the image-to-video models that replace first-frame tokens)."""
+"""HunyuanVideo 1.0 (also the image-to-video models that replace first-frame tokens) and 1.5."""
 
 from dataclasses import replace
 
@@ -54,4 +54,25 @@ TOKEN_REPLACE = replace(
         replace(DOUBLE, batched=(*BATCHED, "token_replace_emb"), modulation=None),
         replace(SINGLE, batched=(*BATCHED, "token_replace_emb")),
     ),
+)
+
+# two streams throughout; text, glyphs and the picture to animate in one sequence after the video
+VERSION_1_5 = replace(
+    FAMILY,
+    name="hunyuan_video15",
+    classes=("HunyuanVideo15Transformer3DModel",),
+    blocks=(DOUBLE,),
+    padding="square",
+    axes={
+        "hidden_states": 0,
+        "timestep": 0,
+        "encoder_hidden_states": 0,
+        "encoder_attention_mask": 0,
+        "timestep_r": 0,
+        "encoder_hidden_states_2": 0,
+        "encoder_attention_mask_2": 0,
+        "image_embeds": 0,
+        "attention_kwargs": None,
+    },
+    branches={"pred_cond": "cond", "pred_uncond": "uncond"},
 )

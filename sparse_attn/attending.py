@@ -116,7 +116,7 @@ class Attending:
         with self.log.timed("map", q.device):
             routing = self.settings.pattern.route(q, k, v, place)
             if routing is not None and plain.mask is not None:
-                routing = _without(routing, plain.mask, q, k)
+                routing = _without(routing, self._padding(plain.mask), q, k)
         if routing is None:
             self._note(name, layer, "dense", _ones(q), None, q)
             return plain(q, k, v)
@@ -140,6 +140,14 @@ class Attending:
             self.densities[layout] = layout.head_density().mean(0)
         self._note(name, layer, chosen, self.densities[layout], mass, q)
         return out
+
+    def _padding(self, mask: Tensor) -> Tensor:
+        """The mask of keys; padded queries of a square one attend like others, unread.
+
+        A token that is not padding attends to itself, so that the diagonal tells.
+        """
+        square = mask.ndim == 4 and mask.shape[1] == 1 and mask.shape[2] == mask.shape[3]
+        return mask.diagonal(0, 2, 3) if square and self.site.family.padding == "square" else mask
 
     def _turn(self, layer: Layer, place: Place) -> bool:
         """Layers take turns to be looked at; all are in the last step."""

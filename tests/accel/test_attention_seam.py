@@ -16,7 +16,7 @@ from tests.contract.runs import anatomy, plain
 from tests.tiny_pipelines import call, make
 
 FAMILIES = (
-    *("wan", "wan_i2v", "flux", "ltx", "hunyuan_video", "qwenimage"),
+    *("wan", "wan_i2v", "flux", "ltx", "hunyuan_video", "hunyuan_video15", "qwenimage"),
     *("cogvideox", "mochi", "sd3", "lumina2", "dit", "pixart"),
     *("sd", "animatediff", "svd"),
 )

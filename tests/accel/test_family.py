@@ -28,6 +28,7 @@ KNOWN = {
     "flux_controlnet": "flux",
     "hunyuan_video": "hunyuan_video",
     "hunyuan_video_i2v": "hunyuan_video_i2v",
+    "hunyuan_video15": "hunyuan_video15",
     "mochi": "mochi",
     "sd3": "sd3",
     "sd3_controlnet": "sd3",

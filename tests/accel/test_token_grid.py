@@ -11,6 +11,7 @@ CALLS = {  # sizes asked for, and frames, rows, columns of tokens
     "wan": ({"height": 48, "width": 80, "num_frames": 9}, (3, 3, 5)),
     "ltx": ({"height": 32, "width": 96, "num_frames": 9}, (3, 8, 24)),
     "hunyuan_video": ({"height": 48, "width": 80, "num_frames": 9}, (3, 6, 10)),
+    "hunyuan_video15": ({"height": 48, "width": 80, "num_frames": 9}, (3, 6, 10)),
     "mochi": ({"height": 48, "width": 80, "num_frames": 7}, (2, 3, 5)),
     "cogvideox": ({"height": 48, "width": 80, "num_frames": 9}, (3, 6, 10)),
     "flux": ({"height": 48, "width": 80}, (1, 12, 20)),

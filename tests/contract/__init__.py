@@ -61,7 +61,7 @@ ROWS = (
     Row(
         FirstBlockCache(threshold=0.4),
         FirstBlockCache(threshold=0),
-        (*BLOCKS, "sd3_controlnet", "hunyuan_video_i2v"),
+        (*BLOCKS, "sd3_controlnet", "hunyuan_video_i2v", "hunyuan_video15"),
         ("flux", "ltx"),
         frozen="rounding",
         static=False,

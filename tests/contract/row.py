@@ -19,7 +19,7 @@ BLOCKS = (  # of every other family whose blocks are described
     "dit",
     "flux_controlnet",
 )
-SPECIAL = ("ltx2", "hunyuan_video_i2v", "qwenimage_edit", "sd3_controlnet")
+SPECIAL = ("ltx2", "hunyuan_video_i2v", "hunyuan_video15", "qwenimage_edit", "sd3_controlnet")
 PICTURES = (
     *("sd", "sd_img2img", "sd_controlnet", "sd_controlnet_img2img"),
     *("sdxl", "sdxl_img2img", "sdxl_controlnet"),

@@ -12,7 +12,7 @@ SPARSE = (
     Row(
         SparseAttention(SlidingTile((1, 1, 1), (1, 2, 2)), dense_until=0.2, shortest=1),
         WHOLE,
-        ("wan22", "wan_i2v", "flux", "ltx", "hunyuan_video", "mochi", "sd3"),
+        ("wan22", "wan_i2v", "flux", "ltx", "hunyuan_video", "hunyuan_video15", "mochi", "sd3"),
         ("wan", "cogvideox"),
         frozen="sparse",
         spends=0.95,

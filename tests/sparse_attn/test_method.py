@@ -53,9 +53,11 @@ class Reversed(Everything):
 
 
 @pytest.mark.parametrize("pattern", [Everything(), Reversed()], ids=str)
-@pytest.mark.parametrize("name", ["wan", "hunyuan_video", "cogvideox", "mochi", "flux"])
+@pytest.mark.parametrize(
+    "name", ["wan", "hunyuan_video", "hunyuan_video15", "cogvideox", "mochi", "flux"]
+)
 def test_a_kernel_over_every_block_computes_the_attention_of_the_model(name, pattern):
-    """With the padding mask of HunyuanVideo and the shortened text of Mochi."""
+    """With the padding masks of HunyuanVideo, 1.5 a square one, and the shortened text of Mochi."""
     pipe = make(name)
     reference = call(pipe, name, steps=3)
     pipe.enable_acceleration(SparseAttention(pattern, shortest=1, dense_until=0.0))

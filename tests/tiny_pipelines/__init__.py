@@ -22,6 +22,7 @@ from . import (
     dit,
     flux,
     hunyuan_video,
+    hunyuan_video15,
     ltx,
     ltx2,
     lumina2,
@@ -43,7 +44,8 @@ PROMPT = "a red circle moving left on a dark background"
 
 @dataclass(frozen=True)
 class Tiny:
-    """How one pipeline is built and called; `guidance` is the name of its guidance argument.
+    """How one pipeline is built and called; `guidance` is the name of its guidance argument, or
+    "guider" where a part of the pipeline has the scale.
 
     `encode(pipe, prompts, negative)` gives the arguments to pass instead of prompts, if it must.
     """
@@ -94,6 +96,13 @@ TINY = {
         hunyuan_video.SCHEDULER,
         hunyuan_video.CALL,
         "true_cfg_scale",
+    ),
+    "hunyuan_video15": Tiny(
+        hunyuan_video15.build,
+        hunyuan_video15.SCHEDULER,
+        hunyuan_video15.CALL,
+        "guider",
+        encode=hunyuan_video15.embeddings,
     ),
     "mochi": Tiny(mochi.build, mochi.SCHEDULER, mochi.CALL),
     "sd3": Tiny(sd3.build, sd3.SCHEDULER, sd3.CALL),
@@ -166,6 +175,8 @@ def call(
         "output_type": output_type,
         "return_dict": False,
     }
+    if tiny.guidance == "guider":
+        pipe.guider = pipe.guider.new(guidance_scale=arguments.pop("guider"))
     known = inspect.signature(type(pipe).__call__).parameters
     anything = any(p.kind is p.VAR_KEYWORD for p in known.values())
     for texts in ("prompt", "negative_prompt"):  # pipelines of classes or pictures have none
