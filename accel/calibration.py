@@ -170,7 +170,8 @@ def calibrate(
                     lambda share: bar.update(task, completed=share * len(texts)),
                     loss,
                 )
-                found |= fingerprint(pipe, Run(None, None, total=steps))
+                total = getattr(fitted, "steps", steps)  # second-order solvers take two a step
+                found |= fingerprint(pipe, Run(None, None, total=total))
             else:
                 recording = wanted.recording()
                 watched(recording)

@@ -67,7 +67,12 @@ def _shares(walker: Walker, nodes: tuple[int, ...]) -> np.ndarray:
 
 
 def fit_apart(
-    walker: Walker, nodes: tuple[int, ...], guidance: tuple[int, ...], history: int = HISTORY
+    walker: Walker,
+    nodes: tuple[int, ...],
+    guidance: tuple[int, ...],
+    history: int = HISTORY,
+    along: bool = True,
 ) -> Fitted:
     """As `fit`, with both branches evaluated at the nodes `guidance` only."""
-    return fit(walker, nodes, history=history, evaluate=Apart(walker, guidance).evaluate)
+    evaluate = Apart(walker, guidance).evaluate
+    return fit(walker, nodes, history=history, along=along, evaluate=evaluate)

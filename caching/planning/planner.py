@@ -22,7 +22,9 @@ from .surprise import surprises
 from .walk import Walker
 
 HISTORY = 3
-"""Newest outputs that a fit may weigh; a correction reaches as far."""
+"""Newest outputs that the fit of a segment may weigh; a correction reaches as far."""
+LAST = 5
+"""The same for the last segment, whose end is what counts."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,17 @@ def fit(
     history: int = HISTORY,
     correct: bool = True,
     fitted: bool = True,
+    along: bool = True,
     known: Known | None = None,
     evaluate: Callable[[int, Tensor], Tensor] | None = None,
 ) -> Fitted:
     """Walk the nodes once on the student's own path, fitting each segment on the samples `rows`.
 
     With `fitted`, a segment's weights are the better of the plain and the corrected extrapolation,
-    or are fitted from there; without, those of the extrapolation (with `correct`, corrected).
+    or are fitted from there; without, those of the extrapolation (with `correct`, corrected). A
+    segment that ends nearer need not lead nearer to the last state: the extrapolation's errors
+    partly cancel with those of its correction. Without `along` only the last segment is fitted,
+    whose end is the last state; it takes back what all before were off by.
     """
     steps, rules = walker.response.steps, _priors(walker, nodes, correct, fitted)
     known = {} if known is None else known
@@ -105,9 +111,10 @@ def fit(
         for weight, output in zip(prior, outputs, strict=False):
             reached = reached.add(output, alpha=float(weight))
         change = ()
-        if fitted:
-            newest = outputs[::-1][:history]
-            others = [(rule.segment(j)[1] - prior)[j::-1][:history] for rule in rules]
+        if fitted and (along or end == steps):
+            reach = max(history, LAST) if end == steps else history
+            newest = outputs[::-1][:reach]
+            others = [(rule.segment(j)[1] - prior)[j::-1][:reach] for rule in rules]
             found = fitted_change(reached, newest, target, rows, others)
             apart = torch.from_numpy(found.apart.T.copy()).to(state)
             for column, output in zip(apart, newest, strict=True):

@@ -10,7 +10,7 @@ import numpy as np
 
 from .apart import fit_apart, splits
 from .carried import Carried, carried
-from .gradient import Descent, Loss, latent, refined
+from .gradient import Loss, latent, refined
 from .planner import HISTORY, Fitted, Known, candidates, fit, predictions
 from .rule import extrapolated
 from .schedule import neighbours, parts, total
@@ -27,7 +27,8 @@ class Search:
     Attributes:
         best: the nearest so far, on samples left out of its fit.
         tried: all that were walked.
-        unfitted: decibels of the best schedule without fitted weights, where that was judged.
+        along: whether every segment is fitted, or the last alone.
+        kinds: decibels of one schedule fitted in its last segment alone, and in every one.
         split: the nearest with the branches of guidance apart, and the nodes that evaluate both.
         ceiling: most denoising steps that may be computed, in steps of one sample.
     """
@@ -46,17 +47,17 @@ class Search:
         self.known: Known = {}
         self.best: Fitted | None = None
         self.split: tuple[Fitted, tuple[int, ...]] | None = None
-        self.unfitted: float | None = None
+        self.along = False
+        self.kinds: tuple[float, float] | None = None
 
     def affordable(self, nodes: tuple[int, ...]) -> bool:
         """Whether walking `nodes` stays below the ceiling; the first output is known."""
         new = sum(nodes[: j + 1] not in self.known for j in range(1, len(nodes)))
-        cost = (new + len(nodes)) * self.samples  # the rule without a fit is to be judged too
-        return self.walker.evaluations + cost <= self.ceiling
+        return self.walker.evaluations + new * self.samples <= self.ceiling
 
     def measure(self, nodes: tuple[int, ...]) -> Fitted:
         """Walk a schedule."""
-        one = fit(self.walker, nodes, history=self.history, known=self.known)
+        one = fit(self.walker, nodes, history=self.history, along=self.along, known=self.known)
         self.tried[nodes] = one
         if self.best is None or one.decibels() > self.best.decibels():
             self.best = one
@@ -68,38 +69,29 @@ class Search:
     def predicted(self, budget: int) -> Fitted:
         """The best of the schedules predicted best, as many as are affordable."""
         for one in candidates(self.walker, budget):
-            if self.best is None or self.affordable(one.nodes):
+            if self.best is None:
+                self.measure(one.nodes)
+                self.judged()
+            elif self.affordable(one.nodes):
                 self.measure(one.nodes)
         assert self.best is not None
         return self.best
 
     def judged(self) -> Fitted:
-        """The best, or its schedule without fitted weights where that ends nearer.
+        """The best, or its schedule fitted in every segment, if affordable, where that ends nearer.
 
-        A segment's fit looks no further than its end; on as many samples as are affordable, the
-        whole run tells.
+        A segment's fit looks no further than its end, only the whole run tells. What is nearer is
+        tried from then on.
         """
         assert self.best is not None
-        best, walker, end = self.best, self.walker, self.walker.response.steps
-        count, cost = 0, 0
-        for chunk in range(walker.chunks):
-            cost += len(walker.rows([chunk])) * (len(best.nodes) - 1)
-            count += walker.evaluations + cost <= self.ceiling
-        if count and best.weights:
-            rows = walker.rows(range(count))
-            course = Descent(walker, replace(best, weights=((),) * len(best.nodes))).course(
-                range(count)
-            )
-            ends = (*best.nodes[1:], end)
-            off = [
-                (state - walker.state(i)[rows]).flatten(1).double().square().mean(1)
-                for state, i in zip(course.states[1:], ends, strict=True)
-            ]
-            stages = tuple(float(o.mean() ** 0.5) for o in off)
-            plain = replace(best, weights=(), errors=off[-1].sqrt().numpy(), stages=stages)
-            self.unfitted = plain.decibels()
-            if self.unfitted > best.decibels(rows):
-                self.best = plain
+        best, known = self.best, Known()
+        cost = (len(best.nodes) - 1) * self.samples
+        if not self.along and self.walker.evaluations + cost <= self.ceiling:
+            every = fit(self.walker, best.nodes, history=self.history, known=known)
+            self.kinds = best.decibels(), every.decibels()
+            if self.kinds[1] > self.kinds[0]:
+                self.along, self.best, self.known = True, every, known
+                self.tried[best.nodes] = every
         return self.best
 
     def apart(self, budget: int) -> None:
@@ -107,7 +99,7 @@ class Search:
         for nodes, guidance in splits(self.walker, budget):
             if self.walker.evaluations + (budget + 1) * self.samples > self.ceiling:
                 return
-            one = fit_apart(self.walker, nodes, guidance, self.history)
+            one = fit_apart(self.walker, nodes, guidance, self.history, self.along)
             if self.split is None or one.decibels() > self.split[0].decibels():
                 self.split = one, guidance
 
@@ -136,15 +128,14 @@ def search(
     """A plan of `budget` computed steps within the cost that `effort` allows.
 
     The schedules predicted best are walked, as many as the cost allows; with effort "high" shifts
-    of single nodes from the best one too. Each is measured on samples left out of its fit. In the
-    end the best is held against its schedule without fitted weights.
+    of single nodes from the best one too. Each is measured on samples left out of its fit. The
+    first tells whether every segment is fitted, or the last alone.
     """
     found = Search(walker, effort, history, progress)
     found.predicted(budget)
     if effort != "normal":
         found.apart(budget)
         found.moved()
-    found.judged()
     return found
 
 
@@ -174,8 +165,8 @@ def calibrated(
         found = told.best
         guidance: tuple[int, ...] = ()
         measured = _measured(walker, found, len(told.tried)) | {"budget": budget}
-        if told.unfitted is not None:
-            measured["unfitted_db"] = told.unfitted
+        if told.kinds is not None:
+            measured["last_alone_db"], measured["along_db"] = told.kinds
         if effort != "normal":
             measured["output_db"] = found.decibels()
         for other in others:
@@ -189,7 +180,9 @@ def calibrated(
         best = max((o for o in others if o is not None), key=Carried.decibels, default=None)
         inside = best is not None and best.decibels() > found.decibels()
         if effort == "gradient" and not guidance and not inside:
-            start = found.weights or tuple((0.0,) * min(j + 1, HISTORY) for j in range(budget))
+            start = tuple(
+                row or (0.0,) * min(j + 1, HISTORY) for j, row in enumerate(found.weights)
+            )
             found, gained = refined(
                 walker,
                 replace(found, weights=start),

@@ -25,7 +25,8 @@ def moved(
     that they lie as densely as before where they lay densely. What a fit added is interpolated
     likewise, as a share of its segment's length in noise level, and of less where segments become
     shorter. A segment that comes out at another length than expected, by more than `STRETCH`, or
-    that wants outputs from before the run, gets nothing added.
+    that wants outputs from before the run, or that lies between one with a fit and one without,
+    gets nothing added.
 
     Args:
         nodes: computed steps of `steps`, rising, the first 0.
@@ -67,7 +68,8 @@ def moved(
     scaled = np.stack(columns, axis=1) * (now * np.minimum(now / once, 1.0))[:, None]
     scaled[(stretch > STRETCH) | (stretch < 1 / STRETCH)] = 0.0
     for j, row in enumerate(scaled):
-        if row[j + 1 :].any():  # of outputs from before the run
+        around = weights[int(between[j] + 1e-9)], weights[int(np.ceil(between[j] - 1e-9))]
+        if row[j + 1 :].any() or not all(around):  # outputs from before the run; a fit of one only
             row[:] = 0.0
     rows = (tuple(float(w) for w in row[: j + 1]) for j, row in enumerate(scaled))
     return tuple(found), tuple(rows)

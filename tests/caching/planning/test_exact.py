@@ -1,7 +1,5 @@
 """Plans on models whose best plan is known, with every kind of scheduler and prediction."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -77,18 +75,44 @@ def test_searches_are_the_same_twice_and_within_their_ceiling(name):
     assert first.decibels() == max(f.decibels() for f in found[0].tried.values())
 
 
-def test_a_fit_that_ends_farther_is_left_out():
-    walker = Gaussian("flow euler", [0.1, 0.5])
+@schedulers
+def test_the_last_segment_alone_takes_back_what_all_before_were_off_by(name):
+    """On the way nothing is fitted, and samples that were not fitted to end near all the same."""
+    walker = Gaussian(name, [0.1, 0.3, 0.9])
+    plain = fit(walker, NODES, fitted=False)
+    last = fit(walker, NODES, range(3), along=False)
+    assert [len(row) for row in last.weights] == [0, 0, 0, 4]
+    assert last.stages[:-1] == plain.stages[:-1]
+    assert last.decibels([3, 4, 5]) > plain.decibels([3, 4, 5]) + 10
+    state = walked(walker.response, NODES, last.weights, rule_of(walker, NODES), walker, [3, 4, 5])
+    off = (state - walker.state(STEPS)[3:]).square().mean(1).sqrt().numpy()
+    assert off == pytest.approx(last.errors[3:], rel=1e-3)
+
+
+def test_segments_that_end_nearer_are_not_fitted_where_the_run_ends_farther():
+    """Every segment but the last ends nearer once it is fitted, and yet the last state is off."""
+    walker = Gaussian("flow euler", [0.1, 0.3, 0.9])
+    along, last = fit(walker, NODES), fit(walker, NODES, along=False)
+    assert all(a < b for a, b in zip(along.stages[:-1], last.stages[:-1], strict=True))
+    assert along.decibels() < last.decibels()
     found = Search(walker)
     found.measure(NODES)
-    fitted = found.best
-    assert found.judged() is fitted and found.unfitted < fitted.decibels()
-    found.best = replace(fitted, errors=fitted.errors + 1)
-    plain = found.judged()
-    assert plain.weights == () and plain.decibels() == found.unfitted
-    last = walked(walker.response, NODES, (), rule_of(walker, NODES), walker, range(6))
-    off = (last - walker.state(STEPS)).square().mean(1).sqrt().numpy()
-    assert plain.errors == pytest.approx(off, rel=1e-4) and plain.stages[-1] > 0
+    assert found.judged().weights == last.weights and not found.along
+    assert found.kinds == (last.decibels(), along.decibels())
+    found.measure((0, 2, 5, 9))
+    assert [len(row) for row in found.tried[0, 2, 5, 9].weights] == [0, 0, 0, 4]
+
+
+def test_segments_are_fitted_where_the_run_ends_nearer_and_that_can_be_paid_for():
+    walker = Gaussian("noise ddim", [0.1, 0.3, 0.9])
+    found = Search(walker)
+    last = found.measure(NODES)
+    ceiling, found.ceiling = found.ceiling, walker.evaluations
+    assert found.judged() is last and found.kinds is None
+    found.ceiling = ceiling
+    assert found.judged().decibels() > last.decibels() and found.along
+    found.measure((0, 2, 5, 9))
+    assert all(found.tried[0, 2, 5, 9].weights)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])

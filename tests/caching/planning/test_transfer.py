@@ -142,3 +142,9 @@ def test_a_moved_fit_is_the_fit_at_those_levels():
     there, weights = moved(nodes, tuple(fitted), levels, other, 24)
     assert len(there) == 4 and len(weights) == 4
     assert off(24, there, weights, 3.3) < 0.4 * off(24, there, (), 3.3)
+
+
+def test_a_fit_of_the_last_segment_alone_stays_in_the_last():
+    own, weights = [1 - i / 12 for i in range(12)], ((), (), (0.1, 0.2, 0.3))
+    _, found = moved((0, 4, 8), weights, own, [1 - i / 20 for i in range(20)], 12)
+    assert len(found) == 5 and any(found[-1]) and not any(any(row) for row in found[:-1])

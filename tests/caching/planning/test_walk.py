@@ -1,7 +1,10 @@
 """Calibration on real pipelines: recorded runs, single steps from any state, the plan at work."""
 
+import warnings
+
 import pytest
 import torch
+from diffusers import HeunDiscreteScheduler
 
 import accel
 from accel.caching.planned import Planned
@@ -111,3 +114,16 @@ def test_other_step_counts_take_the_nearest_levels():
     call(pipe, "sd", steps=5)
     rows = pipe.acceleration.report().rows
     assert next(r.index for r in rows if r.action == "computed") == 0
+
+
+def test_a_second_order_solver_is_planned_by_its_evaluations():
+    pipe = make("sd")
+    pipe.scheduler = HeunDiscreteScheduler.from_config(pipe.scheduler.config)
+    options = {"height": 32, "width": 32}
+    made = accel.calibrate(pipe, PROMPTS[:2], steps=5, budget=4, progress=False, **options)
+    assert made.methods[0].steps == 9 and len(made.methods[0].nodes) == 4
+    pipe.enable_acceleration(made)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # it is the run the plan was made for
+        pipe(PROMPTS[0], num_inference_steps=5, output_type="latent", **options)
+    assert pipe.acceleration.report().computed_fraction == pytest.approx(4 / 9)
