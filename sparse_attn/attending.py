@@ -247,7 +247,7 @@ def arranged(x: Tensor, order: Tensor | None) -> Tensor:
     if order is None:
         return x
     if order.shape[:2] == (1, 1):
-        return x[:, order[0, 0]]
+        return x.index_select(1, order[0, 0])
     batch = torch.arange(x.shape[0], device=x.device)[:, None, None]
     head = torch.arange(x.shape[2], device=x.device)[None, :, None]
     return x[batch, order.expand(x.shape[0], x.shape[2], -1), head].transpose(1, 2)

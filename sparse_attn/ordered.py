@@ -33,6 +33,6 @@ def in_order(x: Tensor, order: Tensor | None) -> Tensor:
     if order is None:
         return x
     if order.shape[:2] == (1, 1):
-        return x[:, order[0, 0]]
+        return x.index_select(1, order[0, 0])
     at = order.expand(x.shape[0], x.shape[2], -1).transpose(1, 2)
     return x.gather(1, at[..., None].expand(-1, -1, -1, x.shape[-1]))
