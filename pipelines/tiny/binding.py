@@ -6,9 +6,16 @@ every word of an object's phrase, what else the phrase says (so that the text en
 every place that an object covers, half-way through the blocks, its attributes (so that attention
 fetches them). The second is the idea of aligning hidden states to a clean description (Yu et al.
 2024, arXiv:2410.06940), with the scene itself in place of a pretrained encoder's features.
+
+The text encoder is taught first and alone, by AdamW, which takes seconds. A T5's attention is not
+scaled, so that large steps early on saturate it: each word then attends to itself for good, and no
+denoiser can tell which word belongs to which.
 """
 
 from __future__ import annotations
+
+import copy
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -96,3 +103,49 @@ class Readers(nn.Module):
     def of_places(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Likewise; hidden (B, F·H·W, D) and labels (B, 3, F, H, W) of `places`."""
         return self._error(self.hidden(hidden), labels.transpose(0, 1))
+
+
+def teach(
+    encoder: nn.Module,
+    embed: Callable[[nn.Module, Tensor], Tensor],
+    readers: Readers,
+    tokens: Tensor,
+    *,
+    steps: int = 800,
+    batch_size: int = 64,
+    lr: float = 2e-3,
+    like: nn.Module | None = None,
+) -> float:
+    """Train a new `encoder` until its words tell what their phrases say; the last error.
+
+    Args:
+        embed: gives the states (B, S, D) of an encoder for token ids (B, S).
+        tokens: captions (N, S) to draw from.
+        like: an earlier encoder whose states the new ones are to resemble, so that a denoiser
+            trained with it need not begin anew.
+    """
+    old = copy.deepcopy(like).eval() if like is not None else None
+    biases = [w for name, w in encoder.named_parameters() if "relative_attention_bias" in name]
+    known = {id(w) for w in biases}
+    rest = [w for w in (*encoder.parameters(), *readers.text.parameters()) if id(w) not in known]
+    groups = [{"params": biases, "lr": 5 * lr}, {"params": rest, "lr": lr}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda i: min(1.0, (i + 1) / 50, (steps - i) / (0.3 * steps))
+    )
+    error = torch.zeros(())
+    for _ in range(steps):
+        drawn = tokens[torch.randint(len(tokens), (batch_size,))]
+        states = embed(encoder, drawn)
+        error = readers.of_words(states, drawn)
+        total = error
+        if old is not None:
+            with torch.no_grad():
+                before = embed(old, drawn)
+            total = total + (states - before).square().mean() / before.square().mean()
+        optimizer.zero_grad()
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(rest, 1.0)
+        optimizer.step()
+        schedule.step()
+    return float(error.detach())

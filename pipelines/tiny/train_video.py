@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from . import save, write_manifest
-from .binding import Readers, places
+from .binding import Readers, places, teach
 from .loop import SEGMENT, fit
 from .muon import Muon, hidden_matrices
 from .scenes import CANVAS, Scene, caption, render, sample_scenes
@@ -256,6 +256,7 @@ def main(
     pairs: int = typer.Option(0, help="More scenes, of two objects each; rarer and harder."),
     size: int = typer.Option(CANVAS, help="Side of a frame in pixels, a multiple of 8."),
     length: int = typer.Option(FRAMES, help="Frames of a clip, one more than a multiple of 4."),
+    words: int = typer.Option(800, help="Steps of the text encoder alone, to begin with; or 0."),
     short: int = typer.Option(9_440, help="Samples of two latent frames to begin with; or 0."),
     middle: int = typer.Option(22_500, help="Samples up to the end of the emphasis on objects."),
     samples: int = typer.Option(27_000, help="Samples in all; the last 40 % anneal."),
@@ -282,15 +283,20 @@ def main(
     data = Latents(folder / "latents", autoencoder, scenes, pairs, size, length)
     whole = (length - 1) // 4 + 1
     transformer, encoder = untrained()
+    like = None
     if start is not None:
         load_model(transformer, str(start / "transformer" / "diffusion_pytorch_model.safetensors"))
-        load_model(encoder, str(start / "text_encoder" / "model.safetensors"))
+        like = untrained()[1] if words else encoder
+        load_model(like, str(start / "text_encoder" / "model.safetensors"))
     if compiled:
         transformer.compile_repeated_blocks()
     seen: list[Tensor] = []
     transformer.blocks[TAPPED].register_forward_hook(lambda block, given, out: seen.append(out))
     readers = Readers(encoder.config.d_model, transformer.proj_out.in_features)
-    with Muon(hidden_matrices(transformer.blocks, encoder.encoder.block), ratio=muon):
+    if words and not (folder / "log.jsonl").exists():
+        error = teach(encoder, embed, readers, data.tokens, steps=words, like=like)
+        typer.echo(f"the text encoder's words tell their phrases with an error of {error:.3f}")
+    with Muon(hidden_matrices(transformer.blocks), ratio=muon):
         for frames, budget in ((2, short), (whole, samples)):
             if not budget:
                 continue

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch.nn.functional import one_hot
 
-from accel.pipelines.tiny.binding import KINDS, NONE, SIZES, Readers, phrases, places
+from accel.pipelines.tiny.binding import KINDS, NONE, SIZES, Readers, phrases, places, teach
 from accel.pipelines.tiny.scenes import Placed, Scene, Shape, caption
-from accel.pipelines.tiny.train_video import drawn
+from accel.pipelines.tiny.train_video import drawn, embed, untrained
 from accel.pipelines.tiny.words import TOKENS, tokenizer
 
 RED = Placed(Shape("red", "circle", "left"), x=44.0, y=20.0, radius=8.0, travel=32.0)
@@ -63,3 +63,18 @@ def test_a_reader_that_reads_right_has_no_error_and_one_that_does_not_has_one() 
     ).float()
     assert readers.of_places(hidden.flatten(1, 3), seen) < 1e-3
     assert readers.of_places(hidden.flip(0).flatten(1, 3), seen) > 1
+
+
+def test_a_new_text_encoder_learns_to_bind_and_keeps_near_an_earlier_one() -> None:
+    tokens = ids(*(caption(scene) for scene in drawn(5, 256, pairs=True)))
+    seen, unseen = tokens[:192], tokens[192:]
+    earlier, encoder = untrained()[1], untrained()[1]
+    with torch.no_grad():
+        earlier.shared.weight.mul_(-1)
+    readers = Readers(encoder.config.d_model, 8)
+    before, wanted = embed(encoder, unseen), embed(earlier, unseen)
+    alone = readers.of_words(before, unseen)
+    teach(encoder, embed, readers, seen, steps=150, batch_size=32, like=earlier)
+    after = embed(encoder, unseen)
+    assert readers.of_words(after, unseen) < 0.2 * alone
+    assert (after - wanted).square().mean() < 0.3 * (before - wanted).square().mean()

@@ -32,7 +32,7 @@ def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_other_sizes_and_lengths_train_from_shipped_weights(tmp_path: Path) -> None:
     place = ["--autoencoder", str(VIDEO), "--folder", str(tmp_path)]
     shape = ["--size", "32", "--length", "9", "--scenes", "16", "--pairs", "16"]
-    budget = ["--short", "0", "--samples", "8", "--batch-size", "4", "--lr", "1e-7"]
+    budget = ["--words", "0", "--short", "0", "--samples", "8", "--batch-size", "4", "--lr", "1e-7"]
     result = command(*place, *shape, *budget, "--start", str(VIDEO))
     assert result.exit_code == 0, result.output
     for shard in ("0000", "pairs-0000"):
