@@ -75,3 +75,14 @@ GRIDS: dict[str, list[Method]] = {
 """Row of the table -> what is tried."""
 GRIDS_OF_VIDEO = tuple(row for row in GRIDS if row not in ("FasterDiffusion", "FeatureInheritance"))
 GRIDS_OF_PICTURES = ("HiCache", "Spectrum", "FasterDiffusion", "FeatureInheritance")
+MAGNITUDES = (
+    (0.06, 2, 0.2),
+    (0.12, 4, 0.2),
+    (0.12, 4, 0.1),
+    (0.24, 6, 0.1),
+    (0.5, 8, 0.1),
+    (1.0, 12, 0.1),
+)
+"""MagCache's thresholds, longest skips and shares of first steps that are kept."""
+ESTIMATES = (0.03, 0.06, 0.1, 0.17, 0.3, 0.5)
+"""TeaCache's thresholds."""

@@ -14,7 +14,7 @@ from typing import Any
 from accel.caching import DeepCache, FirstBlockCache, TaylorSeer
 from accel.method import Method
 from benchmarks import peers, settings
-from benchmarks.grids import GRIDS, GRIDS_OF_PICTURES, GRIDS_OF_VIDEO
+from benchmarks.grids import ESTIMATES, GRIDS, GRIDS_OF_PICTURES, GRIDS_OF_VIDEO, MAGNITUDES
 from benchmarks.settings import Setting, plain
 
 RATIOS = (2, 3, 4, 5, 6)
@@ -24,18 +24,6 @@ SCHEDULES = ((1, True), (2, True), (3, True), (5, True), (8, True), (1, False))
 FIRST_BLOCK = 1 / 12
 """Share of the first block in the work of a step."""
 THRESHOLDS = (0.04, 0.08, 0.14, 0.22, 0.35)
-
-MAGNITUDES = (
-    (0.06, 2, 0.2),
-    (0.12, 4, 0.2),
-    (0.12, 4, 0.1),
-    (0.24, 6, 0.1),
-    (0.5, 8, 0.1),
-    (1.0, 12, 0.1),
-)
-"""MagCache's thresholds, longest skips and shares of first steps that are kept."""
-ESTIMATES = (0.03, 0.06, 0.1, 0.17, 0.3, 0.5)
-"""TeaCache's thresholds."""
 
 
 @dataclass(frozen=True)

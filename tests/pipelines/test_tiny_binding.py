@@ -7,8 +7,9 @@ import torch
 from torch.nn.functional import one_hot
 
 from accel.pipelines.tiny.binding import KINDS, NONE, SIZES, Readers, phrases, places, teach
+from accel.pipelines.tiny.clips import drawn
 from accel.pipelines.tiny.scenes import Placed, Scene, Shape, caption
-from accel.pipelines.tiny.train_video import drawn, embed, untrained
+from accel.pipelines.tiny.train_video import embed, untrained
 from accel.pipelines.tiny.words import TOKENS, tokenizer
 
 RED = Placed(Shape("red", "circle", "left"), x=44.0, y=20.0, radius=8.0, travel=32.0)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from accel.pipelines import tiny
-from accel.pipelines.tiny import train_video
+from accel.pipelines.tiny import clips, train_video
 
 VIDEO = Path(tiny.__file__).parent / "shapes-t2v"
 
@@ -25,7 +25,7 @@ def command(*arguments: str):
 
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_video, "SHARD", 16)
+    monkeypatch.setattr(clips, "SHARD", 16)
     monkeypatch.delenv("ACCEL_PAUSE_FILE", raising=False)
 
 
