@@ -15,14 +15,14 @@ denoiser can tell which word belongs to which.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from .scenes import CANVAS, COLOURS, DIRECTIONS, SHAPES, Scene, signed_distance
-from .words import tokenizer
 
 KINDS = (tuple(COLOURS), SHAPES, tuple(DIRECTIONS))
 """Names of the three attributes of an object, in the order of labels."""
@@ -53,23 +53,35 @@ def places(scene: Scene, frames: int, size: int, patch: int = 8) -> Tensor:
     return torch.from_numpy(labels)
 
 
-def phrases(tokens: Tensor) -> Tensor:
+def phrases(tokens: Tensor, numbers: Mapping[str, int], causal: bool = False) -> Tensor:
     """Labels (3, B, S) of the words of captions, token ids (B, S): those of the word's phrase.
 
     The words between "a" and the next "and" or "on" form an object's phrase.
+
+    Args:
+        numbers: of the words that tell a caption apart.
+        causal: only what was said up to a word counts, as its encoder sees no more.
     """
-    vocabulary = tokenizer().get_vocab()
     labels = torch.full((3, *tokens.shape), NONE)
-    ends = torch.isin(tokens, torch.tensor([vocabulary["and"], vocabulary["on"]]))
+    ends = torch.isin(tokens, torch.tensor([numbers["and"], numbers["on"]]))
     which = ends.cumsum(1)
-    last = (tokens == vocabulary["on"]).cumsum(1) > 0
+    known = (tokens == numbers["on"]).any(1, keepdim=True)  # not the empty caption
+    last = (tokens == numbers["on"]).cumsum(1) > 0
     for phrase in range(2):
-        inside = (which == phrase) & ~last & ~ends & tokens.ne(0)
+        inside = (which == phrase) & ~last & ~ends & known
         for kind, names in enumerate(KINDS):
             for index, name in enumerate(names):
-                said = (inside & (tokens == vocabulary[name])).any(1, keepdim=True)
+                said = (inside & (tokens == numbers.get(name, NONE))).cumsum(1) > 0
+                said = said if causal else said[:, -1:]
                 labels[kind][inside & said] = index
     return labels
+
+
+def numbers_of(words: PreTrainedTokenizerBase) -> dict[str, int]:
+    """The token of every word of the captions; a CLIP tokenizer marks the ends of words."""
+    vocabulary = {token.removesuffix("</w>"): i for token, i in words.get_vocab().items()}
+    wanted = ["and", "on", *(name for names in KINDS for name in names)]
+    return {word: vocabulary[word] for word in wanted if word in vocabulary}
 
 
 class Readers(nn.Module):
@@ -78,10 +90,15 @@ class Readers(nn.Module):
     Args:
         text: width of the text encoder.
         hidden: width of the denoiser.
+        words: the tokenizer of the captions.
+        causal: whether the text encoder is.
     """
 
-    def __init__(self, text: int, hidden: int) -> None:
+    def __init__(
+        self, text: int, hidden: int, words: PreTrainedTokenizerBase, causal: bool = False
+    ) -> None:
         super().__init__()
+        self._numbers, self._causal = numbers_of(words), causal
         self.text = nn.Linear(text, sum(SIZES))
         self.hidden = nn.Linear(hidden, sum(SIZES))
 
@@ -98,7 +115,8 @@ class Readers(nn.Module):
 
     def of_words(self, states: Tensor, tokens: Tensor) -> Tensor:
         """Mean cross entropy over the attributes; states (B, S, D), token ids (B, S)."""
-        return self._error(self.text(states), phrases(tokens.cpu()).to(states.device))
+        labels = phrases(tokens.cpu(), self._numbers, self._causal)
+        return self._error(self.text(states), labels.to(states.device))
 
     def of_places(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Likewise; hidden (B, F·H·W, D) and labels (B, 3, F, H, W) of `places`."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -23,9 +23,10 @@ from safetensors.torch import load_model
 from torch import Tensor, nn
 
 from . import MANIFEST, mmdit, save, verify
+from .binding import Readers, teach
 from .loop import SEGMENT, fit
 from .muon import Muon, hidden_matrices
-from .picture import SIZE, build_tokenizer
+from .picture import SIZE, TOKENS, build_tokenizer
 from .picture_loss import shape_places
 from .train_picture import encoded_pictures
 
@@ -33,6 +34,8 @@ LARGE = 2 * SIZE
 """Side, in pixels, of the pictures of the second stage."""
 DROPPED = 0.1
 """Share of captions replaced by the empty one, for guidance."""
+WORDS_SHARE = 0.1
+"""Weight of what the text does not tell about its phrases (`binding`), beside the velocity's."""
 PICTURE_MODEL = Path(__file__).parent / "shapes-t2i"
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__.split("\n")[0])
@@ -58,13 +61,14 @@ def load_autoencoder(pipeline: Path) -> AutoencoderKL:
 def flow_loss(
     transformer: SD3Transformer2DModel,
     encoders: nn.ModuleList,
+    readers: Readers,
     batch: tuple[Tensor, Tensor, Tensor],
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean squared error of the predicted velocity, noise - latents.
 
     Takes latents (B, 4, h, w), tokens (B, 32) and the emphasis, by how much the places of shapes
     weigh more; the less of them shows through the noise, the less. The error without weights is
-    logged as "plain".
+    logged as "plain". That of `readers` on the words is added.
     """
     latents, tokens, emphasis = batch
     level = torch.sigmoid(torch.randn(len(latents), device=latents.device))
@@ -76,7 +80,9 @@ def flow_loss(
     ).sample
     weight = 1 + (emphasis - 1) * shape_places(latents) * (1 - sigma)
     errors = (velocity.float() - (noise - latents)).square()
-    return (errors * weight / weight.mean()).mean(), {"plain": errors.detach().mean()}
+    words = readers.of_words(text[:, :TOKENS], tokens)
+    total = (errors * weight / weight.mean()).mean() + WORDS_SHARE * words
+    return total, {"plain": errors.mean(), "words": words}
 
 
 class Batches:
@@ -129,19 +135,40 @@ def averaged(stage: Path) -> tuple[SD3Transformer2DModel, nn.ModuleList]:
     return transformer, encoders
 
 
+def readers() -> Readers:
+    """Of both encoders' states; no place of a picture is read."""
+    return Readers(2 * mmdit.TEXT_WIDTH, 1, build_tokenizer(), causal=True)
+
+
 def train(
-    parts: tuple[SD3Transformer2DModel, nn.ModuleList], batches: Batches, muon: float, **options
+    parts: tuple[SD3Transformer2DModel, nn.ModuleList],
+    batches: Batches,
+    muon: float,
+    *,
+    words: int = 0,
+    **options,
 ) -> None:
-    """Runs `fit`, hidden matrices by Muon."""
+    """Runs `fit`, the transformer's hidden matrices by Muon; before, `words` steps of the text
+    encoders alone, in which they learn which words belong together."""
     transformer, encoders = parts
-    with Muon(hidden_matrices(transformer.transformer_blocks, encoders), ratio=muon):
+    reader = readers()
+    if words and not (options["folder"] / "log.jsonl").exists():
+        tokens = torch.cat([data["tokens"].long() for data in batches.data])
+        error = teach(encoders, words_of, reader, tokens, steps=words)
+        typer.echo(f"the text encoders' words tell their phrases with an error of {error:.3f}")
+    with Muon(hidden_matrices(transformer.transformer_blocks), ratio=muon):
         fit(
-            {"transformer": transformer, "text": encoders},
-            lambda batch: flow_loss(transformer, encoders, batch),
+            {"transformer": transformer, "text": encoders, "readers": reader},
+            lambda batch: flow_loss(transformer, encoders, reader, batch),
             batches,
             batch_size=batches.batch,
             **options,
         )
+
+
+def words_of(encoders: nn.ModuleList, tokens: Tensor) -> Tensor:
+    """The states (B, 32, 128) of the captions' own tokens."""
+    return mmdit.embed(encoders, tokens)[0][:, :TOKENS]
 
 
 @app.command()
@@ -151,6 +178,7 @@ def denoiser(
     samples: Annotated[int, typer.Option(help="Latents to train on, repeats counted.")] = 120_000,
     pictures: Pictures = 24_576,
     pairs: Pairs = 24_576,
+    words: Annotated[int, typer.Option(help="Steps of the text encoders alone.")] = 400,
     batch: Annotated[int, typer.Option(help="Latents in a batch.")] = 16,
     lr: Rate = 1e-3,
     muon: Ratio = 4.0,
@@ -162,8 +190,8 @@ def denoiser(
     """First stage: pictures of 64×64 pixels (goes on if stopped)."""
     data = encoded(folder, load_autoencoder(autoencoder), SIZE, pictures, pairs)
     batches = Batches([data], batch, emphasis, until * samples)
-    options = {"samples": samples, "lr": lr, "ema": ema, "bf16": bf16}
-    train(untrained(), batches, muon, folder=folder / "denoiser", **options)
+    options: dict[str, Any] = {"samples": samples, "lr": lr, "ema": ema, "bf16": bf16}
+    train(untrained(), batches, muon, words=words, folder=folder / "denoiser", **options)
 
 
 @app.command()
@@ -186,7 +214,7 @@ def larger(
     coder = load_autoencoder(autoencoder)
     data = [encoded(folder, coder, size, pictures, pairs) for size in (LARGE, SIZE)]
     batches = Batches(data, batch, emphasis, until * samples)
-    options = {"samples": samples, "lr": lr, "ema": ema, "bf16": bf16}
+    options: dict[str, Any] = {"samples": samples, "lr": lr, "ema": ema, "bf16": bf16}
     train(averaged(folder / "denoiser"), batches, muon, folder=folder / "larger", **options)
 
 

@@ -193,7 +193,7 @@ def main(
         transformer.compile_repeated_blocks()
     seen: list[Tensor] = []
     transformer.blocks[TAPPED].register_forward_hook(lambda block, given, out: seen.append(out))
-    readers = Readers(encoder.config.d_model, transformer.proj_out.in_features)
+    readers = Readers(encoder.config.d_model, transformer.proj_out.in_features, tokenizer())
     if words and not (folder / "log.jsonl").exists():
         error = teach(encoder, embed, readers, data.tokens, steps=words, like=like)
         typer.echo(f"the text encoder's words tell their phrases with an error of {error:.3f}")

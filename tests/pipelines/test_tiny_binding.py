@@ -6,8 +6,18 @@ import numpy as np
 import torch
 from torch.nn.functional import one_hot
 
-from accel.pipelines.tiny.binding import KINDS, NONE, SIZES, Readers, phrases, places, teach
+from accel.pipelines.tiny.binding import (
+    KINDS,
+    NONE,
+    SIZES,
+    Readers,
+    numbers_of,
+    phrases,
+    places,
+    teach,
+)
 from accel.pipelines.tiny.clips import drawn
+from accel.pipelines.tiny.picture import build_tokenizer
 from accel.pipelines.tiny.scenes import Placed, Scene, Shape, caption
 from accel.pipelines.tiny.train_video import embed, untrained
 from accel.pipelines.tiny.words import TOKENS, tokenizer
@@ -25,13 +35,17 @@ def ids(*captions: str) -> torch.Tensor:
 
 def test_words_are_labelled_with_all_that_their_phrase_says() -> None:
     said = caption(Scene("dark", (RED, BLUE)))
-    colour, shape, direction = phrases(ids(said, "a pink triangle on a teal background", ""))
+    given = ids(said, "a pink triangle on a teal background", "")
+    colour, shape, direction = phrases(given, numbers_of(tokenizer()))
     red, blue = KINDS[0].index("red"), KINDS[0].index("blue")
     assert colour[0].tolist()[:13] == [red] * 5 + [NONE] + [blue] * 5 + [NONE] * 2
     assert shape[0, [1, 4, 7]].tolist() == [0, 0, 1]
     assert direction[0, [1, 2, 8]].tolist() == [0, 0, 2]
     assert shape[1].tolist()[:5] == [2, 2, 2, NONE, NONE]
     assert (direction[1] == NONE).all() and (colour[2] == NONE).all()
+    _, shape, direction = phrases(given, numbers_of(tokenizer()), causal=True)
+    assert shape[0].tolist()[:9] == [NONE, NONE, 0, 0, 0, NONE, NONE, NONE, 1]
+    assert (direction[0, :4] == NONE).all() and direction[0, 4] == 0
 
 
 def test_places_follow_the_objects() -> None:
@@ -48,11 +62,11 @@ def test_places_follow_the_objects() -> None:
 def test_a_reader_that_reads_right_has_no_error_and_one_that_does_not_has_one() -> None:
     scenes = drawn(3, 2, pairs=True)
     tokens = ids(*map(caption, scenes))
-    labels = phrases(tokens)
+    labels = phrases(tokens, numbers_of(tokenizer()))
     features = torch.cat(
         [one_hot(kind.clamp_min(0), n) for kind, n in zip(labels, SIZES, strict=True)], -1
     ).float()
-    readers = Readers(sum(SIZES), sum(SIZES))
+    readers = Readers(sum(SIZES), sum(SIZES), tokenizer())
     for reader in (readers.text, readers.hidden):
         torch.nn.init.eye_(reader.weight).data.mul_(50)
         torch.nn.init.zeros_(reader.bias)
@@ -72,10 +86,20 @@ def test_a_new_text_encoder_learns_to_bind_and_keeps_near_an_earlier_one() -> No
     earlier, encoder = untrained()[1], untrained()[1]
     with torch.no_grad():
         earlier.shared.weight.mul_(-1)
-    readers = Readers(encoder.config.d_model, 8)
+    readers = Readers(encoder.config.d_model, 8, tokenizer())
     before, wanted = embed(encoder, unseen), embed(earlier, unseen)
     alone = readers.of_words(before, unseen)
     teach(encoder, embed, readers, seen, steps=150, batch_size=32, like=earlier)
     after = embed(encoder, unseen)
     assert readers.of_words(after, unseen) < 0.2 * alone
     assert (after - wanted).square().mean() < 0.3 * (before - wanted).square().mean()
+
+
+def test_captions_in_words_of_clip_are_labelled_alike() -> None:
+    words = build_tokenizer()
+    said = ["a red circle and a blue square on a dark background", ""]
+    given = words(said, padding="max_length", return_tensors="pt").input_ids
+    colour, shape, direction = phrases(given, numbers_of(words), causal=True)
+    assert (direction == NONE).all() and (colour[1] == NONE).all()
+    assert colour[0].tolist()[:9] == [NONE, NONE, 0, 0, NONE, NONE, 2, 2, NONE]
+    assert shape[0].tolist()[:9] == [NONE, NONE, NONE, 0, NONE, NONE, NONE, 1, NONE]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import typer
@@ -14,7 +15,17 @@ from typer.testing import CliRunner
 
 from accel.pipelines import tiny
 from accel.pipelines.tiny import evaluate, mmdit, picture
-from accel.pipelines.tiny.train_mmdit import Batches, app, flow_loss, load_autoencoder, untrained
+from accel.pipelines.tiny.binding import teach
+from accel.pipelines.tiny.scenes import caption, sample_scenes
+from accel.pipelines.tiny.train_mmdit import (
+    Batches,
+    app,
+    flow_loss,
+    load_autoencoder,
+    readers,
+    untrained,
+    words_of,
+)
 
 PROMPT = "a red circle on a dark background"
 
@@ -74,9 +85,22 @@ def test_the_loss_of_predicting_nothing_is_that_of_velocities() -> None:
     torch.manual_seed(1)
     latents = 2 * torch.randn(16, 4, 16, 16)
     tokens = torch.zeros(16, 32, dtype=torch.long)
-    value, told = flow_loss(transformer, encoders, (latents, tokens, torch.tensor(1.0)))
-    assert value.item() == pytest.approx(told["plain"].item(), rel=1e-5)
+    batch = latents, tokens, torch.tensor(1.0)
+    value, told = flow_loss(transformer, encoders, readers(), batch)
+    assert value.item() == pytest.approx(told["plain"].item(), rel=1e-5)  # there are no words
     assert value.item() == pytest.approx(1 + 2**2, rel=0.05)
+
+
+def test_encoders_learn_in_seconds_which_words_belong_together() -> None:
+    _, encoders = untrained()
+    words = picture.build_tokenizer()
+    scenes = sample_scenes(np.random.default_rng(3), 256, moving=False, pairs=True)
+    tokens = words([caption(s) for s in scenes], padding="max_length", return_tensors="pt")
+    seen, unseen = tokens.input_ids.split(192)
+    reader = readers()
+    before = reader.of_words(words_of(encoders, unseen), unseen)
+    teach(encoders, words_of, reader, seen, steps=80, batch_size=32)
+    assert reader.of_words(words_of(encoders, unseen), unseen) < 0.2 * before
 
 
 def test_batches_take_turns_and_emphasis_ends() -> None:
@@ -94,7 +118,11 @@ def test_commands_lead_to_a_pipeline_folder(tmp_path: Path, monkeypatch) -> None
     monkeypatch.setitem(mmdit.TRANSFORMER, "num_layers", 2)
     run, out = tmp_path / "run", tmp_path / "out"
     few = ["--samples", "8", "--batch", "4", "--pictures", "64", "--pairs", "64"]
-    for command in (["denoiser", *few], ["larger", *few], ["export", "--to", str(out)]):
+    for command in (
+        ["denoiser", *few, "--words", "2"],
+        ["larger", *few],
+        ["export", "--to", str(out)],
+    ):
         result = CliRunner().invoke(app, [*command, "--folder", str(run)])
         assert result.exit_code == 0, result.output
     monkeypatch.setattr(tiny, "_HOME", out.parent)
