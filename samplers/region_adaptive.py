@@ -33,6 +33,8 @@ class RegionAdaptive(Method):
         metric: score of a token: "std" over channels of what the model predicts, or its "l2" norm.
         high: share of the tokens left out that comes from the highest scores: 1 computes the
             lowest, 0 the highest, between them the middle.
+        order: how a token left out moves on: 0 as it last did (published), 1 along the line through
+            its last two predictions.
         strength: k of exp(k times left out), by which scores change.
         starvation: "fair" brings back what was left out often; "released" does as the released
             code, which at high=1 leaves half of the tokens out for good; "none" changes no scores.
@@ -57,6 +59,7 @@ class RegionAdaptive(Method):
     dense: tuple[float, ...] = (0.415, 0.72)
     metric: Metric = "std"
     high: float = 1.0
+    order: int = 0
     strength: float = 0.1
     starvation: Starvation = "fair"
     growth: float = 0.0
@@ -79,6 +82,7 @@ class RegionAdaptive(Method):
             dense=(all(0 <= d <= 1 for d in self.dense), "fractions from 0 to 1"),
             metric=(self.metric in ("std", "l2"), "'std' or 'l2'"),
             high=(0 <= self.high <= 1, "from 0 to 1"),
+            order=(self.order in (0, 1), "0 or 1"),
             strength=(self.strength >= 0, "0 or more"),
             starvation=(
                 self.starvation in ("fair", "released", "none"),

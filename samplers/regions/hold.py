@@ -17,6 +17,7 @@ from .layouts import LAYOUTS, Grid, patch_of, to_mask, to_patches
 from .schedule import Schedule
 from .selection import Selection, over_tiles, over_time, scores
 from .solvers import Direction, check_scheduler
+from .track import Track
 
 if TYPE_CHECKING:
     from ..region_adaptive import RegionAdaptive
@@ -38,7 +39,7 @@ class Hold:
         self.active: Tensor | None = None
         self.partial = False
         self._patch: Grid = (1, 1, 1)
-        self._held: Tensor | None = None
+        self._track: Track | None = None
         self._mask: Tensor | None = None
         self._selection: Selection | None = None
         self._direction: Direction | None = None
@@ -52,7 +53,7 @@ class Hold:
         return math.prod(self.grid or (0,))
 
     def bytes(self) -> int:
-        return 0 if self._held is None else self._held.nbytes
+        return 0 if self._track is None else self._track.bytes()
 
     def _begin(self, run: Run) -> None:
         scheduler, settings = self.site.pipe.scheduler, self.settings
@@ -61,10 +62,11 @@ class Hold:
         self.schedule = settings.schedule(run.total)
         self._selection = Selection(settings.high, settings.strength, settings.starvation)
         self._direction = Direction(scheduler)
+        self._track = Track(settings.order)
         self.site.report.regions = None
 
     def _end(self, run: Run) -> None:
-        self.schedule = self.grid = self.active = self._held = self._mask = None
+        self.schedule = self.grid = self.active = self._track = self._mask = None
         self._selection = self._direction = self._regions = None
         self.partial = False
 
@@ -100,14 +102,15 @@ class Hold:
                 f"noise at each; call the pipeline with eta=0"
             )
         self._check(output)
-        assert self._direction is not None
-        if self.partial and self._held is not None:
-            held = self._direction.back(self._held, sample, timestep)
-            output = torch.where(self.mask_over(output), output, held)
-        following = schedule.partial(run.index + 1)
-        self._held = None
-        if following:
-            self._held = self._direction.of(output, sample, timestep).detach().clone()
+        assert self._direction is not None and self._track is not None
+        computed = None
+        if self.partial:
+            computed = self.mask_over(output)
+            ahead = self._direction.back(self._track.at(run.index), sample, timestep)
+            output = torch.where(computed, output, ahead)
+        if any(schedule.partial(later) for later in range(run.index + 1, run.total)):
+            direction = self._direction.of(output, sample, timestep)
+            self._track.add(direction, run.index, computed)
         self._choose(output, run.index + 1)  # before the scheduler, which may write into it
         args, kwargs = _with(output, args, kwargs)
         result = call(*args, **kwargs)

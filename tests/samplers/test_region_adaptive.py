@@ -140,6 +140,29 @@ def test_tokens_are_held_and_chosen_as_a_plain_loop_does_on_a_picture_that_is_no
     )
 
 
+def test_tokens_left_out_go_on_along_the_line_through_their_last_two_predictions():
+    pipe = make("sd3")
+    with stepped(pipe) as seen:
+        pipe.enable_acceleration(RegionAdaptive(0.5, start=0.2, dense=(), strength=3.0, order=1))
+        call(pipe, "sd3", steps=8)
+        regions = pipe.acceleration.report().regions
+    columns, tokens = regions.grid[2], regions.grid[1] * regions.grid[2]
+    known = {i: [] for i in range(tokens)}
+    left_out = 0
+    for step, (_, output, _, _) in enumerate(seen):
+        active = regions.active[step][0].tolist() if step in regions.active else range(tokens)
+        for i in range(tokens):
+            value = token(output[0], i, columns)
+            if i in active:
+                known[i].append((step, value))
+                continue
+            left_out += 1
+            (then, before), (last, now) = known[i][-2:]
+            ahead = now + (now - before) * (step - last) / (last - then)
+            torch.testing.assert_close(value, ahead, rtol=1e-4, atol=1e-5)
+    assert left_out == tokens // 2 * 6 and any(len(found) > 4 for found in known.values())
+
+
 def test_held_tokens_of_a_model_of_v_keep_the_noise_they_predict():
     pipe = make("cogvideox", "cogvideox_ddim")
     pipe.scheduler = type(pipe.scheduler).from_config(
