@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.table import Table
@@ -186,7 +184,8 @@ def markdown(cells: Cells, models: Sequence[str]) -> str:
         if checkpoint is None:
             continue
         lines += [f"## {model}", "", f"Checkpoint sha256 `{checkpoint}…`.", ""]
-        lines += [*_best(rows(cells, model, OWN)), f"![Pareto](fidelity-{model}.png)", ""]
+        lines += [*_best(rows(cells, model, OWN)), *_overview(rows(cells, model, OWN, ALIKE))]
+        lines += [f"![Pareto](fidelity-{model}.png)", ""]
         for sampler in (OWN, "euler"):
             solver = "the solver it ships with" if sampler == OWN else f"flow {sampler}"
             lines += _listing(f"With {solver}", rows(cells, model, sampler, ALIKE))
@@ -226,47 +225,30 @@ def _best(judged: Sequence[Row]) -> list[str]:
     return [*lines, ""]
 
 
+def _overview(judged: Sequence[Row]) -> list[str]:
+    """PSNR of every method at every ratio, ours first, the best at the smallest ratio on top."""
+    found = {(r.by, r.row, r.ratio): f"{r.means['psnr']:.1f}" for r in reversed(judged)}
+    names = sorted({(by, row) for by, row, _ in found})
+
+    def rank(name: tuple[str, str]) -> tuple[bool, list[float]]:
+        return name[0] != "ours", [-float(found.get((*name, r), 0)) for r in RATIOS]
+
+    head = ["whose", "row", *(f"{r}×" for r in RATIOS)]
+    return [
+        f"PSNR in dB, mean of {ALIKE} samples, by how many times fewer steps are computed:",
+        "",
+        _line(head),
+        _line(["---"] * len(head)),
+        *(
+            _line([*name, *(found.get((*name, r), "–") for r in RATIOS)])
+            for name in sorted(names, key=rank)
+        ),
+        "",
+    ]
+
+
 def _line(entries: Sequence[str]) -> str:
     return "| " + " | ".join(entries) + " |"
-
-
-def draw(judged: Sequence[Row], model: str, path: Path) -> None:
-    """PSNR against work and, where timed, against speed-up; a line a row of the table."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 5.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    work, speed = figure.subplots(1, 2, sharey=True)
-    names = list(dict.fromkeys(r.row for r in sorted(judged, key=lambda r: r.by != "ours")))
-    for i, name in enumerate(names):
-        mine = sorted((r for r in judged if r.row == name), key=lambda r: r.means["work"])
-        ours = mine[0].by == "ours"
-        style: dict[str, Any] = {
-            "color": f"C{i % 10}",
-            "marker": "o" if ours else "x+v^sd*"[i % 7],
-            "linewidth": 2.2 if ours else 1,
-            "linestyle": "-" if ours else "--",
-        }
-        psnr = [r.means["psnr"] for r in mine]
-        work.errorbar(
-            [r.means["work"] for r in mine], psnr, [r.error for r in mine], label=name, **style
-        )
-        timed = [r for r in mine if r.speedup is not None]
-        if timed:
-            speed.plot(
-                [r.speedup[0] for r in timed if r.speedup],
-                [r.means["psnr"] for r in timed],
-                **style,
-            )
-    work.set_xlabel(f"work, as a fraction of {STEPS} plain steps (FLOPs of the denoiser)")
-    speed.set_xlabel("speed-up of a call without decoding (median of paired runs)")
-    work.set_ylabel("PSNR to the plain sample (dB)")
-    for axis in (work, speed):
-        axis.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
-    figure.suptitle(f"{model}: fidelity at fewer computed steps", x=0.01, ha="left")
-    figure.savefig(path, dpi=120)
 
 
 INTRODUCTION = f"""# Fidelity

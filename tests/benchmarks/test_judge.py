@@ -12,7 +12,8 @@ from accel.pipelines.tiny.scenes import caption, parse, place, render, sample_sc
 from benchmarks import peers
 from benchmarks.adherence import Adherence, adherence, change
 from benchmarks.cells import Cells
-from benchmarks.fidelity_report import best_of, draw, markdown, rows, table
+from benchmarks.fidelity_picture import draw
+from benchmarks.fidelity_report import best_of, markdown, rows, table
 from benchmarks.judge import Judge
 from benchmarks.references import References
 from benchmarks.settings import Setting, plain
@@ -148,6 +149,7 @@ def test_table_ranks_and_picks_ours_only_where_adherence_holds(judge, tmp_path):
     page = markdown(judge.cells, ["shapes-t2i"])
     assert "TaylorSeer(interval=3)" in page and "abababababab" in page
     assert "2× (work at most 0.530): `TaylorSeer(interval=3)`" in page
+    assert "| ours | TaylorSeer output | 4" in page and " | – | – | – | – |" in page
     assert table(found, "x").row_count == 3
     draw(found, "shapes-t2i", tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 10_000
