@@ -24,7 +24,7 @@ from rich.console import Console  # noqa: E402
 from accel.pipelines import tiny  # noqa: E402
 from accel.registry import recognise  # noqa: E402
 from benchmarks.cells import Cells  # noqa: E402
-from benchmarks.fidelity_picture import draw
+from benchmarks.fidelity_picture import draw  # noqa: E402
 from benchmarks.fidelity_report import ALIKE, best_of, markdown, rows, table  # noqa: E402
 from benchmarks.judge import Judge  # noqa: E402
 from benchmarks.options import CACHE, Folders, Minutes, References, Workers, places  # noqa: E402
