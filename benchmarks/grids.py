@@ -36,8 +36,8 @@ GRIDS: dict[str, list[Method]] = {
         for order, s in ((2, 0.5), (1, 0.7071), (2, 0.7071))
     ],
     "Spectrum": [
-        Spectrum(n, growth=g, mix=m, last=True)
-        for n, g, m in product((2, 3, 5), (0.0, 0.75), (0.5, 1.0))
+        Spectrum(n, growth=g, mix=m, relative=r, last=True)
+        for n, g, m, r in product((2, 3, 5), (0.0, 0.75), (0.5, 1.0), (True, False))
     ],
     "FreqCa": [FreqCa(n, warmup=3, last=True, settle=True) for n in INTERVALS],
     "DBCache": [
