@@ -47,7 +47,12 @@ class Bench:
         self.judge, self._rivals = judge, tuple(rivals)
         spaced = () if is_flow(judge.model.pipe.scheduler) else (":trailing", ":linspace")
         self._sweep = Sweep(
-            judge.attempt, judge.magnitudes, judge.sampler, ("", *spaced), steps=judge.steps
+            judge.attempt,
+            judge.magnitudes,
+            judge.sampler,
+            ("", *spaced),
+            steps=judge.steps,
+            fitted=judge.fitted,
         )
 
     def plan(self, budget: int, samples: int = SAMPLES, effort: str = "normal") -> Plan:
