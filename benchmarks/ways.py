@@ -49,6 +49,7 @@ class Way:
         skip: a setting that skips every step after the first `SETTLE`.
         goal: whether the goals of a computed step are set for it.
         rest: most that is left of a step's work when it is skipped, as a share.
+        extra: most work it adds to a computed step, as a share.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Way:
     skip: Method | peers.Peer
     goal: bool = False
     rest: float = 0.5
+    extra: float = 0.0
 
 
 def _taylorseer(carrier: Any, goal: bool) -> Way:
@@ -132,9 +134,9 @@ def others(steps: int = STEPS) -> tuple[Way, ...]:
         "DuCa": (DuCa(1), DuCa(NEVER)),
         "ClusCa": (ClusCa(1), ClusCa(NEVER)),
     }
-    rest = {"FasterCache": 0.8}
+    differs = {"FasterCache": {"rest": 0.8}, "TeaCache": {"extra": 0.002}}  # its indicator
     return tuple(
-        Way(name, "ours", compute, skip, rest=rest.get(name, 0.5))
+        Way(name, "ours", compute, skip, **differs.get(name, {}))
         for name, (compute, skip) in pairs.items()
     )
 

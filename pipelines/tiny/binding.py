@@ -38,12 +38,12 @@ def places(scene: Scene, frames: int, size: int, patch: int = 8) -> Tensor:
     middle of the frames it stands for (the first, then four at a time).
     """
     middles = np.array([0.0] + [4.0 * i - 1.5 for i in range(1, frames)])
-    at = np.clip(np.round(8 * middles).astype(int), 0, None)  # eighths of a frame
+    at = (8 * middles).astype(int)  # eighths of a frame
     steps = 8 * 4 * (frames - 1) + 1
     centres = (np.arange(size // patch) + 0.5) * patch * CANVAS / size
     labels = np.full((3, frames, len(centres), len(centres)), NONE, dtype=np.int8)
     for placed in scene.objects:
-        path = placed.centres(max(steps, 1))[at]
+        path = placed.centres(steps)[at]
         dx = centres[None, None, :] - path[:, 0, None, None]
         dy = centres[None, :, None] - path[:, 1, None, None]
         near = signed_distance(placed.what.shape, dx, dy, placed.radius) < patch * CANVAS / size / 2

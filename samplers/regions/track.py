@@ -31,27 +31,17 @@ class Track:
             direction: laid out like the latents.
             computed: a mask that broadcasts to it; None for all.
         """
-        direction = direction.detach()
-        everywhere = direction.new_full((1,) * direction.ndim, index, dtype=torch.float32)
-        if self._last is None:
-            self._last, self._index = direction.clone(), everywhere
+        direction = direction.detach().clone()
+        now = direction.new_full((1,) * direction.ndim, index, dtype=torch.float32)
+        if self._last is None or self._index is None:
+            self._last, self._index = direction, now
             return
-        assert self._index is not None
         if self._order:
             slope = ((direction - self._last) / (index - self._index)).to(direction.dtype)
-            if computed is None or self._slope is None:
-                self._slope = slope
-            else:
-                self._slope = torch.where(computed, slope, self._slope)
-            self._index = everywhere if computed is None else self._later(everywhere, computed)
-        if computed is None:
-            self._last = direction.clone()
-        else:
-            self._last = torch.where(computed, direction, self._last)
-
-    def _later(self, now: Tensor, computed: Tensor) -> Tensor:
-        assert self._index is not None
-        return torch.where(computed, now, self._index)
+            before = torch.zeros_like(slope) if self._slope is None else self._slope
+            self._slope = _where(computed, slope, before)
+            self._index = _where(computed, now, self._index)
+        self._last = _where(computed, direction, self._last)
 
     def at(self, index: int) -> Tensor:
         """The directions at step `index`, of all tokens."""
@@ -59,3 +49,7 @@ class Track:
         if self._slope is None:
             return self._last
         return (self._last + self._slope * (index - self._index)).to(self._last.dtype)
+
+
+def _where(computed: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
+    return new if computed is None else torch.where(computed, new, old)
