@@ -117,11 +117,17 @@ def settle(
     return computing, skipping
 
 
-def refresh(state: State, name: str, value: Tensor, computing: Sequence[State]) -> None:
-    """Keep `value` (B, ...) in `state.extra` at the rows of the parts that compute."""
+def refresh(
+    state: State, name: str, value: Tensor, computing: Sequence[State], own: bool = False
+) -> None:
+    """Keep `value` (B, ...) in `state.extra` at the rows of the parts that compute.
+
+    Args:
+        own: nobody else holds it, so it need not be copied.
+    """
     old = state.extra.get(name)
     if old is None or len(computing) == len(state.parts):
-        state.extra[name] = value.detach().clone()
+        state.extra[name] = value.detach() if own else value.detach().clone()
     elif computing:
         rows = rows_of(computing, value.device)
         old.index_copy_(0, rows, value.index_select(0, rows))

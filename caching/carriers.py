@@ -62,11 +62,11 @@ class Carrier:
             several = any(len(h.anchors) > 1 for h in state.histories.values())
             call.leave_out(self.label, "forecast" if several else "reused")
 
-    def keep(self, path: str, value: Any) -> None:
+    def keep(self, path: str, value: Any, own: bool = False) -> None:
         state, index = self.cache.current, self.site.clock.step.index
         assert state is not None
         if index - state.first >= self.since:
-            state.keep(path, index, value)
+            state.keep(path, index, value, own)
 
     def forecast(self, path: str) -> Any:
         state = self.cache.current

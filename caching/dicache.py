@@ -92,7 +92,7 @@ class TrajectoryJudge(ChangeJudge):
         computing, skipping = super().__call__(state, entry)
         residual, index = entry.probe, self.site.clock.step.index
         for part in computing:
-            part.keep(PROBE, index, of_part(residual, part))
+            part.keep(PROBE, index, of_part(residual, part), own=True)
         for part in skipping:
             part.extra[GAMMA] = self._gamma(of_part(residual, part), part)
         return computing, skipping
@@ -125,7 +125,7 @@ class Trajectory(Span):
 
 
 def _probe(entry: Entry) -> Tensor:
-    return entry.hidden
+    return entry.hidden.clone()
 
 
 def _both(entry: Entry) -> Tensor:

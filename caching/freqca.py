@@ -36,11 +36,11 @@ class SplitHidden(Hidden):
         if GRID not in state.extra:
             state.extra[GRID] = token_grid(self.site.denoisers[name], args, kwargs)
 
-    def keep(self, path: str, value: torch.Tensor) -> None:
+    def keep(self, path: str, value: torch.Tensor, own: bool = False) -> None:
         state = self.cache.current
         assert state is not None
         state.extra[LOW], high = split(value.detach(), state.extra[GRID], self.cutoff)
-        super().keep(path, high)
+        super().keep(path, high, own=True)
 
     def forecast(self, path: str) -> torch.Tensor:
         state = self.cache.current

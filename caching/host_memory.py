@@ -62,12 +62,18 @@ def _copies(device: Any) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def put(value: Any, keep_on: str) -> Any:
-    """A copy of a tensor that nobody else changes; anything else as it is."""
+def put(value: Any, keep_on: str, own: bool = False) -> Any:
+    """A copy of a tensor that nobody else changes; anything else as it is.
+
+    Args:
+        own: nobody else holds it, so on its device it is kept itself.
+    """
     if not isinstance(value, Tensor):
         return value
+    if keep_on == "cpu":
+        return OnHost(value)
     # cloned: the pipeline may go on to change what it was given in place
-    return OnHost(value) if keep_on == "cpu" else value.detach().clone()
+    return value.detach() if own else value.detach().clone()
 
 
 def got(value: Any) -> Any:

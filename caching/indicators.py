@@ -53,7 +53,7 @@ def embedded(entry: Entry) -> Tensor:
             f"{type(entry.block).__name__} is given no time embedding by a known name; TeaCache "
             f"cannot judge this model"
         )
-    return value.expand(len(entry.hidden), *value.shape[1:])
+    return value.expand(len(entry.hidden), *value.shape[1:]).clone()
 
 
 INDICATORS: dict[str, Indicator] = {"modulated": modulated, "embedding": embedded}

@@ -33,7 +33,8 @@ class ChangeJudge:
         watched: tensors like the hidden states that it keeps to compare with.
 
     Args:
-        indicator: (B, ...) of what is known when the span is reached.
+        indicator: (B, ...) of what is known when the span is reached; a tensor that nobody else
+            holds.
         previous: measure against the step before, computed or not, as accumulating rules do;
             otherwise against the last computed step.
         rescale: from the relative change to what is held against the threshold.
@@ -66,7 +67,7 @@ class ChangeJudge:
             if self.rescale is not None:
                 changes = [self.rescale(change) for change in changes]
         computing, skipping = settle(state, self.rule, changes)
-        refresh(state, WATCHED, value, parts if self.previous else computing)
+        refresh(state, WATCHED, value, parts if self.previous else computing, own=True)
         return computing, skipping
 
     def free(self, index: int, total: int) -> bool:

@@ -183,7 +183,8 @@ class Span:
         for stream, before in entered.items():
             after = streams.pick(value, stream)
             for part in computing:
-                part.keep(stream, index, of_part(after, part) - of_part(before, part))
+                added = of_part(after, part) - of_part(before, part)
+                part.keep(stream, index, added, own=True)
             for part in skipping:
                 stand_in = of_part(before, part) + self.stand_in(part, stream, index)
                 if part.rows is None:

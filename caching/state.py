@@ -47,10 +47,14 @@ class History:
         """What was kept, newest first, on its device; for reading."""
         return [[got(leaf) for leaf in leaves] for leaves in self._kept]
 
-    def keep(self, index: int, value: Any) -> None:
-        """Keep `value` (a tensor, or any structure that holds some) as computed at `index`."""
+    def keep(self, index: int, value: Any, own: bool = False) -> None:
+        """Keep `value` (a tensor, or any structure that holds some) as computed at `index`.
+
+        Args:
+            own: nobody else holds it, so it need not be copied.
+        """
         leaves, self._build = apart(value)
-        self._kept.appendleft([put(leaf, self._keep_on) for leaf in leaves])
+        self._kept.appendleft([put(leaf, self._keep_on, own) for leaf in leaves])
         self.anchors.appendleft(index)
 
     def forecast(self, index: int) -> Any:
@@ -164,13 +168,13 @@ class State:
         """A new state for some rows of this one's batch."""
         return State(self.first, self._weights, self._length, rows, self._history, self._keep_on)
 
-    def keep(self, name: str, index: int, value: Any) -> None:
+    def keep(self, name: str, index: int, value: Any, own: bool = False) -> None:
         if name not in self.histories:
             new = self._history(self._weights, self._length, self._keep_on)
             known = [*self.histories.values(), new]
             known[-2:][0].after, new.after = weakref.ref(new), weakref.ref(known[0])
             self.histories[name] = new
-        self.histories[name].keep(index, value)
+        self.histories[name].keep(index, value, own)
 
     @property
     def empty(self) -> bool:

@@ -52,6 +52,14 @@ def test_latents_are_the_same_bits_wherever_outputs_lie(method, name, monkeypatc
     assert torch.equal(*latents) and held[0] == held[1] > 0
 
 
+def test_what_nobody_else_holds_is_kept_without_a_copy():
+    value = torch.rand(2, 3)
+    own, copied = History(hold, 1), History(hold, 1)
+    own.keep(0, value, own=True)
+    copied.keep(0, value)
+    assert own.values[0][0].data_ptr() == value.data_ptr() != copied.values[0][0].data_ptr()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
 def test_a_tensor_comes_back_as_it_was_and_is_nobody_elses(dtype):
     value = torch.arange(6).view(2, 3).t().to(dtype)
@@ -110,8 +118,8 @@ def test_what_was_kept_is_freed_without_the_garbage_collector(keep_on):
     pipe.enable_acceleration(TaylorSeer(interval=2, carrier="module"), keep_on=keep_on)
     plain = State.keep
 
-    def note(self, name, index, value):
-        plain(self, name, index, value)
+    def note(self, name, index, value, own=False):
+        plain(self, name, index, value, own)
         kept.append(weakref.ref(self.histories[name]))
 
     gc.disable()
