@@ -108,13 +108,12 @@ class Sweep:
 
     def output(self, row: str, ratio: float) -> list[Setting]:
         """Ours on the output: schedules at order 1, then other forecasters at the best."""
-        released = self._ours(ratio, warmup=3, last=True)
-        settled = [
-            method
+        tried = [
+            self._of(row, method)
             for warmup, last in SCHEDULES
-            for method in self._ours(ratio, warmup=warmup, last=last, settle=warmup > 1)
+            for settle in ((True, False) if warmup > 1 else (False,))
+            for method in self._ours(ratio, warmup=warmup, last=last, settle=settle)
         ]
-        tried = [self._of(row, method) for method in (*settled, *released)]
         schedule = self._best(tried, ratio)
         others = ((0, "taylor"), (2, "taylor"), (2, "newton"))
         return tried + [self._of(row, replace(schedule, order=o, basis=b)) for o, b in others]
