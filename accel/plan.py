@@ -137,19 +137,21 @@ class Plan:
             raise ValueError(f"{path}: {error}") from None
 
 
-def describe(method: Any) -> str:
-    """`Name(field=value, …)` with the fields that differ from their defaults, long ones cut."""
-    shown = [
-        f"{f.name}={_cut(repr(value))}"
-        for f in dataclasses.fields(method)
-        if (value := getattr(method, f.name)) != f.default
-    ]
+def describe(method: Any, width: int = 160, begun: bool = False) -> str:
+    """`Name(field=value, …)` with the fields that differ from their defaults.
+
+    Args:
+        width: characters above which a value is "…": what is fitted to a model can be pages.
+        begun: show as much of such a value, which tells two fits of one method apart.
+    """
+    shown = []
+    for field in dataclasses.fields(method):
+        value = getattr(method, field.name)
+        if value != field.default:
+            text = repr(value)
+            long = f"{text[:width] if begun else ''}…"
+            shown.append(f"{field.name}={text if len(text) <= width else long}")
     return f"{type(method).__name__}({', '.join(shown)})"
-
-
-def _cut(text: str, width: int = 100) -> str:
-    """`text`, or its beginning: what is learned for a model can be pages."""
-    return text if len(text) <= width else f"{text[:width]}…"
 
 
 def build(kind: type, fields: Mapping[str, Any]) -> Any:

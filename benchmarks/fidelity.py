@@ -21,6 +21,7 @@ import typer  # noqa: E402
 from diffusers import DiffusionPipeline  # noqa: E402
 from rich.console import Console  # noqa: E402
 
+from accel import plan_beside  # noqa: E402
 from accel.pipelines import tiny  # noqa: E402
 from accel.registry import recognise  # noqa: E402
 from benchmarks.cells import Cells  # noqa: E402
@@ -61,7 +62,10 @@ class Bench:
         self._order, self._ratios, self._until = order, ratios, until
         spaced = () if judge.model.moving else (":trailing", ":linspace")
         family = recognise(judge.model.pipe)[0]
-        recipes = {name: make().methods[0] for name, make in family.recipes.items()}
+        recipes = {
+            name: (plan_beside.find(judge.model.pipe, name) or make()).methods[0]
+            for name, make in family.recipes.items()
+        }
         self._sweep = Sweep(
             self._attempt,
             sweeper.magnitudes,

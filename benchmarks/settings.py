@@ -77,7 +77,7 @@ class Setting:
         if self.method is None:
             return f"{self.steps} steps"
         if not isinstance(self.method, peers.Peer):
-            return describe(self.method)
+            return describe(self.method, width=100, begun=True)
         shown = [
             f"{f.name}={_short(value)}"
             for f in fields(self.method)

@@ -10,7 +10,7 @@ from typing import Literal
 import pytest
 
 from accel import Plan
-from accel.caching import METHODS, DeepCache, FirstBlockCache, TaylorSeer
+from accel.caching import METHODS, DeepCache, FirstBlockCache, MagCache, TaylorSeer
 from accel.method import Method
 from accel.plan import _decode, _encode, as_method, build, describe
 from accel.registry import families
@@ -226,6 +226,12 @@ def test_describe_shows_what_differs_from_the_defaults():
     assert describe(TaylorSeer()) == "TaylorSeer()"
     assert describe(TaylorSeer(interval=3)) == "TaylorSeer(interval=3)"
     assert str(Plan((TaylorSeer(order=2),))) == "TaylorSeer(order=2)"
+
+
+def test_describe_leaves_out_what_is_long():
+    fitted = [MagCache((1.25,) * 50), MagCache((1.25,) * 49 + (1.0,))]
+    assert [describe(method) for method in fitted] == ["MagCache(ratios=…)"] * 2
+    assert describe(fitted[0], 12, begun=True) == "MagCache(ratios=(1.25, 1.25,…)"
 
 
 def test_build_takes_values_that_are_right_already():
