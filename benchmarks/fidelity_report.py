@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ ALIKE = 16
 """Samples on which rows are compared; the best are judged on more besides."""
 SLACK = 0.02
 """Adherence counts as not fallen while its mean over pairs falls by no more than this."""
+FITTED = re.compile(r"\b(weights|sigmas|limits|ratios|uncond|coefficients)=[^=]*(?=, \w+=|\)$)")
+"""Fields of a setting that calibration fills in, with pages of numbers."""
 HEAD = (
     "fewer steps",
     "whose",
@@ -31,6 +34,11 @@ HEAD = (
     "change ≥",
     "all right (plain)",
 )
+
+
+def shown(setting: str) -> str:
+    """A setting as tables show it: of what is fitted to the model only that it is."""
+    return FITTED.sub(r"\1=…", setting)
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,7 @@ def rows(
                 f["ratio"],
                 f["by"],
                 f["row"],
-                f["setting"] if f["solver"] in (OWN, sampler) else f"{f['setting']}, {f['solver']}",
+                shown(f["setting"]) + ("" if f["solver"] in (OWN, sampler) else f", {f['solver']}"),
                 f["samples"],
                 tuple(result["psnr"]),
                 result["means"],

@@ -13,7 +13,7 @@ from benchmarks import peers
 from benchmarks.adherence import Adherence, adherence, change
 from benchmarks.cells import Cells
 from benchmarks.fidelity_picture import draw
-from benchmarks.fidelity_report import best_of, markdown, rows, table
+from benchmarks.fidelity_report import best_of, markdown, rows, shown, table
 from benchmarks.judge import Judge
 from benchmarks.references import References
 from benchmarks.settings import Setting, plain
@@ -177,3 +177,22 @@ def test_checkpoint_is_of_the_weights(tmp_path):
     assert Model("shapes-t2i", Pipe(), folder, {}).checkpoint == first
     (folder / "unet" / "a.safetensors").write_bytes(b"2")
     assert Model("shapes-t2i", Pipe(), folder, {}).checkpoint != first
+
+
+@pytest.mark.parametrize(
+    "setting, text",
+    [
+        ("TaylorSeer(interval=3, last=True)", "TaylorSeer(interval=3, last=True)"),
+        (
+            "Planned(nodes=(0, 2), weights=((), (0.1…, sigmas=(1.0, 0.5…, limits=(0.0, 2.0))",
+            "Planned(nodes=(0, 2), weights=…, sigmas=…, limits=…)",
+        ),
+        (
+            "TeaCache(threshold=0.1, coefficients=(-4.5, 0.2), indicator='modulated')",
+            "TeaCache(threshold=0.1, coefficients=…, indicator='modulated')",
+        ),
+        ("MagCache(ratios=<50 values>, max_skip=2)", "MagCache(ratios=…, max_skip=2)"),
+    ],
+)
+def test_what_is_fitted_is_not_shown(setting, text):
+    assert shown(setting) == text
