@@ -61,17 +61,16 @@ class Bench:
         self._judge, self._sweeper = judge, sweeper
         self._order, self._ratios, self._until = order, ratios, until
         spaced = () if judge.model.moving else (":trailing", ":linspace")
-        family = recognise(judge.model.pipe)[0]
-        recipes = {
-            name: (plan_beside.find(judge.model.pipe, name) or make()).methods[0]
-            for name, make in family.recipes.items()
-        }
+        recipes = {}
+        for name, make in recognise(judge.model.pipe)[0].recipes.items():
+            plan = recipes[f"family recipe {name}"] = make()
+            recipes[f"recipe {name}"] = plan_beside.find(judge.model.pipe, name) or plan
         self._sweep = Sweep(
             self._attempt,
             sweeper.magnitudes,
             judge.sampler,
             ("", *spaced),
-            recipes,
+            {row: plan.methods[0] for row, plan in recipes.items()},
             fitted=sweeper.fitted,
         )
         self.chosen: dict[tuple[str, int], Setting] = {}

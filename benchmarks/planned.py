@@ -32,7 +32,7 @@ from benchmarks.planned_cells import GUARDED, ROWS, Bench, label  # noqa: E402
 from benchmarks.planned_report import write  # noqa: E402
 from benchmarks.settings import OWN, Setting  # noqa: E402
 from benchmarks.shapes import Model  # noqa: E402
-from benchmarks.sweep import PICTURE, STEPS, VIDEO  # noqa: E402
+from benchmarks.sweep import PICTURE, RECIPES, STEPS, VIDEO  # noqa: E402
 
 BUDGETS = {STEPS: (18, 12, 8, 25, 14, 10, 6), 28: (10, 7, 14, 5)}
 """Steps of a run -> how many are computed, the most telling first."""
@@ -64,7 +64,7 @@ class Work:
         order = [*(PICTURE if hasattr(self.model.pipe, "unet") else VIDEO)]
         if sampler == "euler":  # of other solvers with as few steps, the best there is
             order[order.index("euler with as few steps")] = "unipc with as few steps"
-        rows = (r for r in order if r in (only or order) and not r.startswith("recipe"))
+        rows = (r for r in order if r in (only or order) and r not in RECIPES)
         return Bench(self._make(self.model, sampler=sampler, **how), rows)
 
     def table(

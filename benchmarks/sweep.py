@@ -73,7 +73,7 @@ class Sweep:
         sampler: the solver that methods are used with.
         spacings: ways in which the model's solvers place timesteps, as `settings.solver` names
             them; one only in flow matching, which places noise levels.
-        recipes: the family's recipes by name, each a method.
+        recipes: rows and the methods they stand for.
         steps: of the plain run.
         fitted: calibrates a method of ours by its name, or recalls it.
     """
@@ -197,11 +197,10 @@ class Sweep:
         return [replace(plain(kind + s, computed), row=row) for s in self._spacings]
 
     def recipe(self, row: str, ratio: float) -> list[Setting]:
-        """A recipe of the family, at the largest ratio that it is within."""
-        name = row.removeprefix("recipe ")
-        if name not in self._recipes:
+        """A recipe, at the largest ratio that it is within."""
+        if row not in self._recipes:
             return []
-        tried = self._attempt(self._of(row, self._recipes[name]))
+        tried = self._attempt(self._of(row, self._recipes[row]))
         fits = [r for r in RATIOS if within(tried.work, r)]
         return [tried.setting] if fits and fits[-1] == ratio else []
 
@@ -236,6 +235,8 @@ class Sweep:
         return found.setting.method
 
 
+RECIPES = ("recipe balanced", "recipe fast", "family recipe balanced", "family recipe fast")
+"""Of the model, where a plan lies beside it, and of its family."""
 Search = Callable[[Sweep, str, float], list[Setting]]
 ROWS: dict[str, Search] = {
     "TaylorSeer output": Sweep.output,
@@ -251,8 +252,7 @@ ROWS: dict[str, Search] = {
     "FirstBlockCache": Sweep.thresholds,
     "TaylorSeer hidden": Sweep.inside,
     "TaylorSeer module": Sweep.inside,
-    "recipe balanced": Sweep.recipe,
-    "recipe fast": Sweep.recipe,
+    **dict.fromkeys(RECIPES, Sweep.recipe),
     "MagCache": Sweep.calibrated,
     "TeaCache": Sweep.calibrated,
     **dict.fromkeys(GRIDS, Sweep.grid),
@@ -262,8 +262,7 @@ ROWS: dict[str, Search] = {
 }
 VIDEO = (
     "TaylorSeer output",
-    "recipe balanced",
-    "recipe fast",
+    *RECIPES,
     "own with as few steps",
     "diffusers TaylorSeer lite",
     "cache-dit masks + TaylorSeer",
@@ -284,8 +283,7 @@ VIDEO = (
 PICTURE = (
     "DeepCache",
     "TaylorSeer output",
-    "recipe balanced",
-    "recipe fast",
+    *RECIPES,
     "own with as few steps",
     "DeepCache package",
     "dpm++ with as few steps",

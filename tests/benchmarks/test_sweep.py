@@ -153,7 +153,7 @@ def test_an_unknown_row_is_named():
 
 def test_a_recipe_belongs_to_the_largest_ratio_it_is_within():
     bench = Bench(lambda s: 1.0)
-    recipes = {"fast": TaylorSeer(interval=3, warmup=2, last=True)}  # 18 of 50 steps
+    recipes = {"recipe fast": TaylorSeer(interval=3, warmup=2, last=True)}  # 18 of 50 steps
     sweep = Sweep(bench.attempt, lambda: (), recipes=recipes)
     assert [sweep.choose("recipe fast", r) is not None for r in RATIOS] == [r == 3 for r in RATIOS]
     assert sweep.choose("recipe balanced", 3) is None
