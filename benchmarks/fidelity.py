@@ -139,7 +139,7 @@ def main(
     samples: Annotated[int, typer.Option(help="Samples on which a setting is judged.")] = ALIKE,
     many: Annotated[int, typer.Option(help="Samples for the best at each ratio.")] = 64,
     sweep_samples: Annotated[int, typer.Option(help="Samples on which settings are chosen.")] = 4,
-    rounds: Annotated[int, typer.Option(help="Times that everything is timed.")] = 4,
+    rounds: Annotated[int, typer.Option(min=1, help="Times that everything is timed.")] = 4,
     workers: Workers = 2,
     minutes: Minutes = 1e9,
     sweep_only: Annotated[bool, typer.Option(help="Only choose settings.")] = False,
