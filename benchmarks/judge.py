@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import time
@@ -206,13 +207,31 @@ class Judge:
         means |= {f"plain_{k}": float(np.mean(v)) for k, v in result["plain"].items()}
         return {**result, "means": {**means, **change(*both)}}
 
-    def time(self, settings: Sequence[Setting], ratio: float, rounds: int = 4) -> dict[str, Any]:
+    def time(self, settings: Sequence[Setting], ratio: float, rounds: int = 4) -> None:
         """Seconds of a call without decoding, all settings and the plain sampler turn about.
 
         Every round runs each once, the next in the opposite order; speed-ups are taken round by
-        round. The rounds are shared among the workers, one sample at a time.
+        round. The rounds are shared among the workers, one sample at a time. Settings that were
+        timed at this ratio before are left out.
         """
-        everyone = [plain(self.sampler, self.steps), *settings]
+        fields = {
+            "model": self.model.name,
+            "checkpoint": self.model.checkpoint[:12],
+            "set": "timing",
+            "compared": self.sampler,
+            "ratio": ratio,
+            **self._kept,
+        }
+        known = {
+            name
+            for cell in self.cells.cells.values()
+            if fields.items() <= cell["fields"].items()
+            for name in cell["result"]
+        }
+        todo = {f"{s.row}: {s}": s for s in settings if f"{s.row}: {s}" not in known}
+        if not todo:
+            return
+        everyone = [plain(self.sampler, self.steps), *todo.values()]
 
         def once(number: int) -> list[float]:
             sample = self.model.samples("evaluation", number + 1)[number : number + 1]
@@ -228,24 +247,16 @@ class Judge:
         def compute() -> dict[str, Any]:
             found = list(zip(*spread(once, range(rounds), self._workers), strict=True))
             return {
-                f"{s.row}: {s}": {
+                name: {
                     "seconds": list(own),
                     "seconds_plain": list(found[0]),
                     **_speedup(found[0], own),
                 }
-                for s, own in zip(everyone[1:], found[1:], strict=True)
+                for name, own in zip(todo, found[1:], strict=True)
             }
 
-        return self.cells.run(
-            compute,
-            model=self.model.name,
-            checkpoint=self.model.checkpoint[:12],
-            set="timing",
-            compared=self.sampler,
-            ratio=ratio,
-            settings=len(settings),
-            **self._kept,
-        )
+        digest = hashlib.sha256(" ".join(sorted(todo)).encode()).hexdigest()[:8]
+        self.cells.run(compute, **fields, settings=digest)
 
     def _make(self, setting: Setting, samples: Sequence[Sample]) -> Made:
         size = 1 if setting.alone else max(1, min(self._batch, -(-len(samples) // 2)))

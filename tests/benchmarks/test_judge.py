@@ -1,6 +1,7 @@
 """Settings are judged on the right samples, once; the table says what the cells hold."""
 
 import multiprocessing
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -196,3 +197,21 @@ def test_checkpoint_is_of_the_weights(tmp_path):
 )
 def test_what_is_fitted_is_not_shown(setting, text):
     assert shown(setting) == text
+
+
+def test_what_was_timed_is_not_timed_again(judge, monkeypatch):
+    called = []
+    monkeypatch.setattr("benchmarks.judge.ready", lambda pipe, setting: nullcontext())
+    judge.model.pipe = None
+    judge.model.call = lambda pipe, steps, samples, kind: called.append(steps)
+    for settings, ratio, calls in (
+        ([OURS], 2, 4),  # and the plain one, twice
+        ([OURS, THEIRS], 2, 8),
+        ([THEIRS, OURS], 2, 8),
+        ([OURS], 3, 12),
+    ):
+        judge.time(settings, ratio, rounds=2)
+        assert len(called) == calls
+    told = [set(cell["result"]) for cell in judge.cells.cells.values()]
+    names = [f"{setting.row}: {setting}" for setting in (OURS, THEIRS)]
+    assert told == [{names[0]}, {names[1]}, {names[0]}]
