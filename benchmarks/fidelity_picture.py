@@ -24,7 +24,7 @@ def draw(judged: Sequence[Row], model: str, path: Path) -> None:
         ours = mine[0].by == "ours"
         style: dict[str, Any] = {
             "color": f"C{i % 10}",
-            "marker": "o" if ours else "x+v^sd*"[i % 7],
+            "marker": "oDPX"[i // 10] if ours else "x+v^sd*"[i % 7],
             "linewidth": 2.2 if ours else 1,
             "linestyle": "-" if ours else "--",
         }
