@@ -60,6 +60,7 @@ def _panel(axis: Any, judged: Sequence[Row], steps: int) -> None:
             places = sorted(best)
             mean, error = ([f(best[b]) for b in places] for f in (_mean, _error))
             axis.errorbar(places, mean, error, label=name, markersize=5, capsize=2, **style)
+    axis.set_xticks(sorted({round(steps / row.ratio) for row in judged}))
     axis.set_xlabel(f"computed steps of {steps}")
     axis.grid(alpha=0.3)
 

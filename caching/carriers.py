@@ -29,13 +29,21 @@ class Carrier:
 
     Args:
         since: steps before this one (counted from the denoiser's first) are not kept.
+        forecasts: what stands in is a forecast even where one output is kept: a plan makes it.
     """
 
     def __init__(
-        self, site: Site, cache: Cache, policy: Policy, method: str, since: int = 0
+        self,
+        site: Site,
+        cache: Cache,
+        policy: Policy,
+        method: str,
+        since: int = 0,
+        forecasts: bool = False,
     ) -> None:
         self.site, self.cache, self.policy, self.method = site, cache, policy, method
         self.since, self.label = since, f"{method}:{type(self).__name__}"
+        self.forecasts = forecasts
 
     def install(self) -> None:
         skips = {name: self.attach(name, module) for name, module in self.site.denoisers.items()}
@@ -60,7 +68,7 @@ class Carrier:
             call = self.site.clock.call
             assert call is not None
             several = any(len(h.anchors) > 1 for h in state.histories.values())
-            call.leave_out(self.label, "forecast" if several else "reused")
+            call.leave_out(self.label, "forecast" if several or self.forecasts else "reused")
 
     def keep(self, path: str, value: Any, own: bool = False) -> None:
         state, index = self.cache.current, self.site.clock.step.index

@@ -73,7 +73,8 @@ class Stepper:
         clock.on_end.append(self._end)
         clock.step_handlers.append(self._step)
         self.site.report.holders.append(lambda: sum(g.bytes() for g in self._groups))
-        Output(self.site, Cache(self.site, hold, 1), self, "Planned").install()
+        cache = Cache(self.site, hold, 1)
+        Output(self.site, cache, self, "Planned", forecasts=True).install()
         if self.plan.guidance:
             self.site.report.holders.append(self._differences.bytes)
             whole = {name: [""] for name in self.site.denoisers}

@@ -32,6 +32,12 @@ def plan(**fields):
     return Planned(nodes=NODES, steps=STEPS, **fields)
 
 
+def test_what_a_plan_does_not_compute_is_told_as_forecast():
+    rows = run("wan", plan(), PROMPTS[:1])[1].rows
+    told = {(row.index, row.action) for row in rows}
+    assert told == {(i, "computed" if i in NODES else "forecast") for i in range(STEPS)}
+
+
 def test_a_surprise_is_the_distance_from_the_line_through_the_last_two():
     outputs = [torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0, 0.0]])]
     off = surprise(torch.tensor([[4.0, 3.0]]), 4, outputs[::-1], [2, 0])
