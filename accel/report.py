@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,12 +165,8 @@ class Report:
         used = [a for a in COLOURS if any(r.action == a for r in self.rows)]
         handles = [axes[0].bar([0], [0], color=COLOURS[a]) for a in used]
         figure.legend(handles, used, loc="outside lower right", ncols=3, frameon=False)
-        figure.suptitle(
-            f"{self.methods}: {self.computed_fraction:.0%} of the {self.basis} computed",
-            x=0.01,
-            ha="left",
-            fontsize=10,
-        )
+        title = f"{self.methods}: {self.computed_fraction:.0%} of the {self.basis} computed"
+        figure.suptitle("\n".join(textwrap.wrap(title, 110)), x=0.01, ha="left", fontsize=10)
         figure.savefig(path, dpi=120)
         return Path(path)
 
