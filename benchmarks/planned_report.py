@@ -180,10 +180,11 @@ Made by `python benchmarks/planned.py`; every number is in the JSON file beside 
 A plan is fitted on {SAMPLES} samples (captions such as the model was trained on) and judged on
 others: captions never trained on, other seeds. Rivals are set by the sweep of
 `benchmarks/fidelity.py` on samples of their own, at the setting with the highest PSNR that does no
-more work than the budget's share of the plain run and {SKIPPED:g} of it for skipped steps. PSNR (mean ± standard error of the per-sample
-dB, capped at 100) and SSIM compare decoded float frames with the plain sample of the same seed,
-solver and number of steps; a plan's own row is without its guard, so that its budget is exact, and
-the guard has a row of its own. Adherence is the share of attributes that the exact checker finds
-right. Gains are paired by sample. What a calibration cost is told in full runs of one sample;
-"held out" is its own figure, on latents, where PSNR is another scale.
+more work than the budget's share of the plain run and {SKIPPED:g} of it for skipped steps. PSNR
+(mean ± standard error of the per-sample dB, capped at 100) and SSIM compare decoded float frames
+with the plain sample of the same seed, solver and number of steps; a plan's own row is without its
+guard, so that its budget is exact, and the guard has a row of its own. Adherence is the share of
+attributes that the exact checker finds right. Gains are paired by sample. What a calibration cost
+is told in full runs of one sample; "held out" is its own figure, on latents, where PSNR is another
+scale.
 """
