@@ -81,9 +81,7 @@ def measure(
         faster, walls, share = cpu.interval(), wall.interval(), work[name]
         setting = settings[name]
         found[name] = {
-            "setting": describe(setting, 100, begun=True)
-            if isinstance(setting, Method)
-            else setting.describe(),
+            "setting": describe(setting) if isinstance(setting, Method) else setting.describe(),
             "work": share,
             "bound": 1 / share,
             "speedup": 1 / faster.estimate,
