@@ -41,7 +41,8 @@ def _run(tests: Sequence[str]) -> dict[str, Any]:
     missing = [test for test in tests if not (ROOT / test).exists()]
     if missing:
         raise SystemExit(f"no test at {', '.join(missing)}, so there is no number")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "auto"]
+    command += ["-p", "no:cacheprovider", *tests]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if result.returncode:
         raise SystemExit(f"{result.stdout}{result.stderr}\nred, so there is no number")

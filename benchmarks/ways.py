@@ -38,6 +38,7 @@ STEPS = 50  # of the runs that the steps are taken from
 SETTLE = 4  # first steps of a run, not timed: warm-ups, and differences that need two anchors
 NEVER = 10**6
 ALWAYS = 1e9  # a threshold that nothing reaches
+NOTHING = 1e-12  # one that everything does; at 0 our methods would not even measure
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def transformer(steps: int = STEPS) -> tuple[Way, ...]:
     return (
         _taylorseer("output", True),
         _taylorseer("hidden", True),
-        Way("FirstBlockCache", "ours", FirstBlockCache(0.0), FirstBlockCache(1e9), True),
+        Way("FirstBlockCache", "ours", FirstBlockCache(NOTHING), FirstBlockCache(ALWAYS), True),
         _taylorseer("module", False),
         Way("FirstBlockCache", "diffusers", peers.FirstBlockCache(0.0), peers.FirstBlockCache(1e9)),
         _diffusers_taylorseer("lite"),
@@ -115,15 +116,15 @@ def others(steps: int = STEPS) -> tuple[Way, ...]:
         "HiCache": (HiCache(1), HiCache(NEVER)),
         "Spectrum": (Spectrum(1, growth=0.0), Spectrum(NEVER, warmup=SETTLE)),
         "FreqCa": (FreqCa(1), FreqCa(NEVER)),
-        "DBCache F1B0": (_dbcache(0.0), _dbcache(ALWAYS)),
-        "TeaCache": (TeaCache(0.0, (1.0, 0.0)), TeaCache(ALWAYS, (1.0, 0.0), tail=0)),
+        "DBCache F1B0": (_dbcache(NOTHING), _dbcache(ALWAYS)),
+        "TeaCache": (TeaCache(NOTHING, (1.0, 0.0)), TeaCache(ALWAYS, (1.0, 0.0), tail=0)),
         "MagCache": (
-            MagCache(grows, threshold=0.0),
+            MagCache(grows, threshold=NOTHING),
             MagCache(same, threshold=ALWAYS, longest=NEVER, retention=begin),
         ),
-        "EasyCache": (EasyCache(0.0), EasyCache(ALWAYS, warmup=2, tail=0)),
-        "SeaCache": (SeaCache(0.0), SeaCache(ALWAYS, tail=0, longest=NEVER)),
-        "DiCache": (DiCache(0.0), DiCache(ALWAYS, retention=begin, tail=0)),
+        "EasyCache": (EasyCache(NOTHING), EasyCache(ALWAYS, warmup=2, tail=0)),
+        "SeaCache": (SeaCache(NOTHING), SeaCache(ALWAYS, tail=0, longest=NEVER)),
+        "DiCache": (DiCache(NOTHING), DiCache(ALWAYS, retention=begin, tail=0)),
         "SpeCa": (SpeCa(0.0), SpeCa(ALWAYS, floor=1.0, decay=1.0, longest=NEVER)),
         "PAB": (PAB(**once), PAB(**never, window=(0.0, 1.0))),
         "FasterCache": (
