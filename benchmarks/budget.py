@@ -12,10 +12,19 @@ from accel.caching import (
     PAB,
     ClusCa,
     DBCache,
+    DeepCache,
+    DiCache,
+    DuCa,
+    EasyCache,
+    FasterCache,
+    FasterDiffusion,
+    FeatureInheritance,
     FirstBlockCache,
     FreqCa,
     HiCache,
     MagCache,
+    Planned,
+    SeaCache,
     SpeCa,
     Spectrum,
     TaylorSeer,
@@ -83,15 +92,33 @@ def ways(target: int, threshold: float) -> dict[str, Method | peers.Peer]:
     }
 
 
+def unet(target: int) -> dict[str, Method | peers.Peer]:
+    """Every method for U-Nets, set to compute about `target` steps at equal distances."""
+    every = round(STEPS / target)
+    found: dict[str, Method] = {
+        "DeepCache": DeepCache(every),
+        "TaylorSeer output": TaylorSeer(every, warmup=1),
+        "HiCache": HiCache(every, warmup=1),
+        "Spectrum": Spectrum(every, growth=0.0),
+        "FasterDiffusion": FasterDiffusion(every, noise=0.0),
+        "FeatureInheritance": FeatureInheritance(interval=every),
+        "Planned": Planned(nodes=tuple(range(0, STEPS, every)), steps=STEPS),
+    }
+    ours: dict[str, Method | peers.Peer] = {f"ours: {n}": m for n, m in found.items()}
+    return {**ours, "DeepCache: DeepCache": peers.DeepCache(every)}
+
+
 def others(target: int) -> dict[str, Method | peers.Peer]:
-    """The rest of our methods that can be told when to skip, at about `target` computed steps.
+    """The rest of the methods for transformers, at about `target` computed steps.
 
     TeaCache is given a polynomial that estimates every step's change as 1, PAB keeps every kind of
-    module as long as the steps between two computed ones.
+    module as long as the steps between two computed ones. EasyCache and DiCache skip all that they
+    may (which leaves 11), FasterCache extrapolates and guesses as often as others skip.
     """
     every = STEPS // target
     kinds = ("spatial", "temporal", "full", "cross", "feed_forward")
     nodes = tuple(range(0, STEPS, every))
+    apart = {"attention_start": 0.06, "guidance_start": 0.06}
     found: dict[str, Method] = {
         "HiCache": HiCache(every),
         "Spectrum": Spectrum(every, growth=0.0),
@@ -103,8 +130,19 @@ def others(target: int) -> dict[str, Method | peers.Peer]:
         "PAB": PAB(**dict.fromkeys(kinds, every), window=(0.0, 1.0)),
         "ToCa": ToCa(every),
         "ClusCa": ClusCa(every),
+        "DuCa": DuCa(every),
+        "EasyCache": EasyCache(1e9),
+        "DiCache": DiCache(1e9),
+        "SeaCache": SeaCache(1e9, longest=every - 1),
+        "FasterCache": FasterCache(every, guidance_interval=every, **apart),
+        "TaylorSeer module": TaylorSeer(every, carrier="module"),
+        "Planned": Planned(nodes=tuple(range(target)), steps=STEPS),
     }
-    return {f"ours: {name}": method for name, method in found.items()}
+    ours: dict[str, Method | peers.Peer] = {f"ours: {n}": m for n, m in found.items()}
+    return {
+        **ours,
+        "diffusers: TaylorSeer module": peers.TaylorSeer(every, carrier="module"),
+    }
 
 
 def residuals(subject: Subject) -> list[list[torch.Tensor]]:

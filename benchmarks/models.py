@@ -1,4 +1,5 @@
-"""What speed is measured on: Wan- and Flux-shaped pipelines of 16 random blocks, and a shipped one.
+"""What speed is measured on: Wan- and Flux-shaped pipelines of 16 random blocks, a random Stable
+Diffusion of four levels, and the shipped models.
 
 Text is given as embeddings and latents are the output, so a call is its denoising loop.
 """
@@ -12,9 +13,12 @@ from typing import Any
 
 import torch
 from diffusers import (
+    DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
     UniPCMultistepScheduler,
     WanPipeline,
     WanTransformer3DModel,
@@ -139,6 +143,40 @@ def flux(name: str, heads: int, size: int, side: int, blocks: int = 16) -> Subje
     return _quiet(Subject(name, pipe, blocks, 1, arguments))
 
 
+def sd(name: str, width: int, side: int) -> Subject:
+    """Guided text to image as Stable Diffusion 1.5: four levels, both halves of guidance at once.
+
+    Args:
+        width: channels of the first level; the others have twice and four times as many.
+        side: of the latents.
+    """
+    torch.manual_seed(SEED)
+    unet = UNet2DConditionModel(
+        sample_size=side,
+        block_out_channels=(width, 2 * width, 4 * width, 4 * width),
+        cross_attention_dim=WIDTH,
+        norm_num_groups=width // 2,
+    )
+    pipe = StableDiffusionPipeline(
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
+        unet=unet.eval(),
+        scheduler=DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    arguments = {
+        "prompt_embeds": torch.randn(1, TOKENS, WIDTH),
+        "negative_prompt_embeds": torch.randn(1, TOKENS, WIDTH),
+        "height": 8 * side,
+        "width": 8 * side,
+        "guidance_scale": 7.5,
+    }
+    return _quiet(Subject(name, pipe, 9, 1, arguments))
+
+
 def shipped(pipe: Any, name: str, side: int = 64, frames: int = 17) -> Subject:
     """One of the models that come with the package (or another version of it), guided."""
     moving = hasattr(pipe, "transformer")
@@ -171,6 +209,7 @@ SIZES: dict[str, Callable[[], Subject]] = {
     "flux 10 ms": partial(flux, "flux 10 ms", 4, 32, 4),
     "flux 30 ms": partial(flux, "flux 30 ms", 7, 32, 8),
     "flux 200 ms": partial(flux, "flux 200 ms", 8, 48, 14),
+    "sd 200 ms": partial(sd, "sd 200 ms", 80, 24),
 }
 
 

@@ -25,7 +25,7 @@ from benchmarks.models import SIZES, Subject, shipped
 from benchmarks.paired import Timings
 from benchmarks.rounds import rounds
 from benchmarks.stepping import Stepper, keep_memory
-from benchmarks.ways import SETTLE, STEPS, UNET, Way, others, ready, transformer, without_denoiser
+from benchmarks.ways import SETTLE, STEPS, Way, fitting, ready, without_denoiser
 from benchmarks.work import WorkCounter
 
 RESULTS = Path(__file__).parent / "results"
@@ -148,7 +148,7 @@ def timed(cells: Cells) -> list[dict[str, Any]]:
 def rows(cells: Cells) -> list[list[str]]:
     """Of the table: a model's plain step first, then the methods."""
     found = []
-    goals = {key(w) for w in (*transformer(), *UNET) if w.goal}
+    goals = {key(w) for unet in (False, True) for w in fitting(unet) if w.goal}
     for cell in timed(cells):
         model, result = cell["fields"]["model"], cell["result"]
         plain, loop = 1e3 * result["plain"]["cpu_s"], 1e3 * result["loop"]["cpu_s"]
@@ -241,8 +241,8 @@ def main(
         for name in () if prepare else todo:
             subject = load(name, {"shapes-t2v": video, "shapes-t2i": picture})
             unet = subject.denoiser == "unet"
-            check(subject, UNET if unet else (*transformer(CHECKED), *others(CHECKED)), CHECKED)
-            ways = UNET if unet else (*transformer(), *others())
+            check(subject, fitting(unet, CHECKED), CHECKED)
+            ways = fitting(unet)
             console.log(f"{name}: all compute and skip as they should; timing")
             cells.run(
                 lambda s=subject, w=ways: measure(s, w, limit_s=limit, together=together),

@@ -20,7 +20,7 @@ from rich.console import Console
 from accel.method import Method
 from accel.plan import describe
 from benchmarks import page, peers
-from benchmarks.budget import TARGETS, others, residuals, threshold, ways
+from benchmarks.budget import TARGETS, others, residuals, threshold, unet, ways
 from benchmarks.cells import Cells
 from benchmarks.green import green, sources
 from benchmarks.models import Subject
@@ -29,7 +29,7 @@ from benchmarks.paired import Timings
 from benchmarks.rounds import rounds
 from benchmarks.ways import STEPS, ready
 
-MODELS = ("wan 200 ms", "flux 200 ms")
+MODELS = ("wan 200 ms", "flux 200 ms", "sd 200 ms")
 PAIRS = 5
 ALL_AT = 12
 """Computed steps at which every method is timed; elsewhere those that the others build on."""
@@ -133,8 +133,9 @@ loop over those of the accelerated one, counted at the leaf layers in a run that
 *Realised*: speed-up over bound; *by the wall*: the same of wall time, which shows what else was
 running. Goal: at least {GOAL}. Methods compute the same number of steps; those timed at {ALL_AT}
 of {STEPS} alone some more or less. Where a method decides by threshold, the threshold is searched
-for that number. The models have 16 random blocks. What runs on skipped steps (the first block, some
-tokens) lowers the bound.
+for that number; on U-Nets every second, third, fourth and fifth step is computed. The transformers
+have 16 random blocks, the U-Net the four levels of Stable Diffusion. What runs on skipped steps
+(the first block, some tokens, a decoder) lowers the bound.
 
 """
 
@@ -205,10 +206,13 @@ def prepared(
         branches = residuals(subject)
         return {str(t): threshold(branches, t) for t in TARGETS}
 
-    limits = cells.run(search, kind="thresholds", model=subject.name)
-    settings = ways(target, limits[str(target)])
-    if target == ALL_AT:
-        settings |= others(target)
+    if subject.denoiser == "unet":
+        settings = unet(target)
+    else:
+        limits = cells.run(search, kind="thresholds", model=subject.name)
+        settings = ways(target, limits[str(target)])
+        if target == ALL_AT:
+            settings |= others(target)
 
     def count() -> dict[str, float]:
         plain = STEPS * flops(subject, ready(subject.pipe, None), 2) / 2

@@ -20,10 +20,12 @@ from accel.caching import (
     EasyCache,
     FasterCache,
     FasterDiffusion,
+    FeatureInheritance,
     FirstBlockCache,
     FreqCa,
     HiCache,
     MagCache,
+    Planned,
     SeaCache,
     SpeCa,
     Spectrum,
@@ -134,6 +136,7 @@ def others(steps: int = STEPS) -> tuple[Way, ...]:
         "ToCa": (ToCa(1), ToCa(NEVER)),
         "DuCa": (DuCa(1), DuCa(NEVER)),
         "ClusCa": (ClusCa(1), ClusCa(NEVER)),
+        "Planned": (_planned(steps, steps), _planned(SETTLE, steps)),
     }
     differs = {"FasterCache": {"rest": 0.8}, "TeaCache": {"extra": 0.002}}  # its indicator
     return tuple(
@@ -149,6 +152,11 @@ def _dbcache(threshold: float) -> DBCache:
     return DBCache(threshold, front=1, warmup=1)
 
 
+def _planned(count: int, steps: int) -> Planned:
+    """Computes the first `count` of `steps` steps."""
+    return Planned(nodes=tuple(range(count)), steps=steps)
+
+
 UNET = (
     Way("DeepCache", "ours", DeepCache(1, branch=1), DeepCache(NEVER, branch=1), True),
     _taylorseer("output", True),
@@ -161,8 +169,20 @@ UNET = (
         FasterDiffusion(interval=NEVER, noise=0.0),
         rest=0.8,
     ),
+    Way(
+        "FeatureInheritance",
+        "ours",
+        FeatureInheritance(interval=1),
+        FeatureInheritance(interval=NEVER),
+        rest=0.8,
+    ),
     Way("DeepCache", "DeepCache", peers.DeepCache(1, branch=1), peers.DeepCache(NEVER, branch=1)),
 )
+
+
+def fitting(unet: bool, steps: int = STEPS) -> tuple[Way, ...]:
+    """All ways for a U-Net or a transformer, in runs of `steps` steps."""
+    return UNET if unet else (*transformer(steps), *others(steps))
 
 
 def ready(pipe: Any, setting: Method | peers.Peer | None, steps: int = STEPS) -> Any:
