@@ -29,6 +29,26 @@ class Change:
     apart: np.ndarray
 
 
+@dataclass(frozen=True)
+class Products:
+    """Inner products that a fit is made from, of every sample.
+
+    Attributes:
+        grams: (M, h, h) of the outputs, newest first.
+        sides: (M, h) of them with what is missing.
+        squares: (M,) of what is missing.
+    """
+
+    grams: np.ndarray
+    sides: np.ndarray
+    squares: np.ndarray
+
+    def left(self, weights: np.ndarray, part: Sequence[int]) -> np.ndarray:
+        """(m,) squares of what is still missing of the samples `part` with weights (m, h)."""
+        left = self.squares[part] - 2 * (weights * self.sides[part]).sum(1)
+        return left + np.einsum("mi,mij,mj->m", weights, self.grams[part], weights)
+
+
 def fitted_change(
     reached: Tensor,
     outputs: Sequence[Tensor],
@@ -39,60 +59,78 @@ def fitted_change(
 ) -> Change:
     """What to add to the weights of `outputs` so that `reached` comes nearest to `target`.
 
+    Args:
+        reached: (M, …) where the rule as it is leads.
+        outputs: at computed steps, newest first, each (M, …).
+        target: (M, …) true states.
+        rows: samples that take part; all if None.
+        priors: as of `best_change`, like `ridges`.
+    """
+    columns = torch.stack([o.flatten(1) for o in outputs], dim=1).double()  # (M, h, entries)
+    missing = (target - reached).flatten(1).double()
+    products = Products(
+        (columns @ columns.mT).cpu().numpy(),
+        (columns @ missing[..., None])[..., 0].cpu().numpy(),
+        missing.square().sum(1).cpu().numpy(),
+    )
+    return best_change(products, rows, priors, ridges)
+
+
+def best_change(
+    products: Products,
+    rows: Sequence[int] | None = None,
+    priors: Sequence[np.ndarray] = (),
+    ridges: Sequence[float] = RIDGES,
+) -> Change:
+    """Weights that leave least missing.
+
     Ridge regression in closed form over all entries of the samples `rows`, towards one of the
     `priors`. Prior, ridge and how many outputs take part are those that are best, by the mean
     logarithm of the squared distance, on samples left out of the fit one at a time; an infinite
     ridge keeps the prior. Nothing is changed where every output is zero.
 
     Args:
-        reached: (M, …) where the rule as it is leads.
-        outputs: at computed steps, newest first, each (M, …).
-        target: (M, …) true states.
-        rows: samples that take part; all if None.
         priors: each (h,); no change, if there is none.
     """
-    count, size = len(reached), len(outputs)
+    count, size = products.sides.shape
     part = list(range(count)) if rows is None else list(rows)
-    columns = torch.stack([o.flatten(1) for o in outputs], dim=1).double()  # (M, h, entries)
-    missing = (target - reached).flatten(1).double()
-    grams = (columns @ columns.mT).cpu().numpy()
-    sides = (columns @ missing[..., None])[..., 0].cpu().numpy()
-    squares = missing.square().sum(1).cpu().numpy()[part]
     centres = list(priors) or [np.zeros(size)]
-    if not grams[part].any():
+    grams, sides = products.grams[part], products.sides[part]
+    if not grams.any():
         return Change(np.zeros(size), np.zeros((count, size)))
-    gram, side = grams[part].sum(0), sides[part].sum(0)
+    gram, side = grams.sum(0), sides.sum(0)
     if len(part) == 1:
         only = _towards(centres[0], gram, side, ALONE, size)
         return Change(only, np.tile(only, (count, 1)))
-
-    def left_out(setting: tuple[np.ndarray, float, int]) -> np.ndarray:
-        return np.stack(
-            [_towards(setting[0], gram - grams[i], side - sides[i], *setting[1:]) for i in part]
-        )
+    others, missed = gram - grams, side - sides
+    least = 1e-12 * products.squares[part].mean() + 1e-300
 
     def score(setting: tuple[np.ndarray, float, int]) -> float:
-        weights = left_out(setting)
-        left = squares - 2 * (weights * sides[part]).sum(1)
-        left += np.einsum("mi,mij,mj->m", weights, grams[part], weights)
-        return float(np.log(np.maximum(left, 1e-12 * squares.mean() + 1e-300)).mean())
+        centre, *rest = setting
+        left = products.left(_towards(centre, others, missed, *rest), part)
+        return float(np.log(np.maximum(left, least)).mean())
 
-    settings = list(itertools.product(centres, ridges, range(1, size + 1)))
-    best = min(settings, key=score)
-    whole = _towards(best[0], gram, side, *best[1:])
+    centre, *rest = min(itertools.product(centres, ridges, range(1, size + 1)), key=score)
+    whole = _towards(centre, gram, side, *rest)
     apart = np.tile(whole, (count, 1))
-    apart[part] = left_out(best)
+    apart[part] = _towards(centre, others, missed, *rest)
     return Change(whole, apart)
 
 
 def _towards(
     centre: np.ndarray, gram: np.ndarray, side: np.ndarray, ridge: float, used: int
 ) -> np.ndarray:
-    """The ridge solution near `centre` in which only the `used` newest outputs differ from it."""
-    size = gram.diagonal().mean()
-    if size == 0 or np.isinf(ridge):
-        return centre
-    pull = (side - gram @ centre)[:used]
-    found = centre.copy()
-    found[:used] += np.linalg.solve(gram[:used, :used] + ridge * size * np.eye(used), pull)
+    """The ridge solution near `centre` in which only the `used` newest outputs differ from it.
+
+    Args:
+        gram: (…, h, h).
+        side: (…, h).
+    """
+    found = np.broadcast_to(centre, side.shape).copy()
+    size = gram.diagonal(axis1=-2, axis2=-1).mean(-1)
+    if np.isinf(ridge) or not size.any():
+        return found
+    pull = (side - gram @ centre)[..., :used, None]
+    shift = ridge * np.where(size > 0, size, 1.0)[..., None, None] * np.eye(used)
+    found[..., :used] += np.linalg.solve(gram[..., :used, :used] + shift, pull)[..., 0]
     return found

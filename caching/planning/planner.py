@@ -10,21 +10,14 @@ import torch
 from torch import Tensor
 
 from .fit import fitted_change
+from .foretold import LAST, Foretold
 from .rule import Rule, extrapolated
-from .schedule import (
-    Error,
-    Schedule,
-    best_schedules,
-    fitted_errors,
-    segment_errors,
-)
+from .schedule import Error, best_schedules, fitted_errors, segment_errors
 from .surprise import surprises
 from .walk import Walker
 
 HISTORY = 3
 """Newest outputs that the fit of a segment may weigh; a correction reaches as far."""
-LAST = 5
-"""The same for the last segment, whose end is what counts."""
 
 
 @dataclass(frozen=True)
@@ -143,15 +136,19 @@ def _distance(state: Tensor, true: Tensor) -> Tensor:
     return (state - true).flatten(1).double().square().mean(1)
 
 
-def candidates(walker: Walker, budget: int, count: int = 2) -> list[Schedule]:
-    """Schedules predicted best in several ways, the best of each way first."""
-    found: dict[tuple[int, ...], Schedule] = {}
-    ways = [best_schedules(e, walker.response.steps, budget, count) for e in predictions(walker)]
-    for rank in range(count):
-        for way in ways:
-            if rank < len(way):
-                found.setdefault(way[rank].nodes, way[rank])
-    return list(found.values())
+def candidates(walker: Walker, budget: int, foretold: Foretold) -> list[tuple[int, ...]]:
+    """Schedules worth walking, those foretold to come nearest first.
+
+    From the exact search's best by every prediction, and from even steps, shifts of single nodes
+    lead on; where they began comes after all of those.
+    """
+    steps = walker.response.steps
+    found = [best_schedules(e, steps, budget, 2) for e in predictions(walker)]
+    starts = [one.nodes for rank in zip(*found, strict=False) for one in rank]
+    starts.append(tuple(i * steps // budget for i in range(budget)))
+    ends = sorted({foretold.descended(s) for s in starts}, key=foretold.decibels, reverse=True)
+    ends = list(dict.fromkeys([foretold.shaken(ends[0]), *ends]))
+    return list(dict.fromkeys([*ends, *sorted(starts, key=foretold.decibels, reverse=True)]))
 
 
 def predictions(walker: Walker) -> list[Error]:

@@ -99,11 +99,6 @@ def parts(error: Error, nodes: Sequence[int], steps: int) -> list[float]:
     return [error(b, n, a) for b, n, a in zip(before, nodes, after, strict=True)]
 
 
-def total(error: Error, nodes: Sequence[int], steps: int) -> float:
-    """The error predicted for a schedule."""
-    return sum(parts(error, nodes, steps))
-
-
 def best_schedules(
     error: Error, steps: int, budget: int, count: int = 1, gap: int = GAP
 ) -> list[Schedule]:

@@ -10,15 +10,18 @@ import numpy as np
 
 from .apart import fit_apart, splits
 from .carried import Carried, carried
+from .foretold import Foretold, Part
 from .gradient import Loss, latent, refined
 from .planner import HISTORY, Fitted, Known, candidates, fit, predictions
 from .rule import extrapolated
-from .schedule import neighbours, parts, total
+from .schedule import best_schedules, neighbours, parts
 from .surprise import MARGIN
 from .walk import Walker
 
 CEILING = {"normal": 1.5, "high": 5.0, "gradient": 5.0}
 """Full runs of every sample that the search may cost: 12 and 40 for 8 samples."""
+PROBED = 2
+"""Samples that walk ahead of the others."""
 
 
 class Search:
@@ -41,7 +44,7 @@ class Search:
         progress: Callable[[float], None] = lambda share: None,
     ) -> None:
         self.walker, self.history, self.progress = walker, history, progress
-        self.samples = len(walker.first)
+        self.samples, self.foretold = len(walker.first), Foretold(walker)
         self.ceiling = CEILING[effort] * self.samples * walker.response.steps
         self.tried: dict[tuple[int, ...], Fitted] = {}
         self.known: Known = {}
@@ -67,15 +70,30 @@ class Search:
         return self.best
 
     def predicted(self, budget: int) -> Fitted:
-        """The best of the schedules predicted best, as many as are affordable."""
-        for one in candidates(self.walker, budget):
+        """The best of the schedules foretold to be, as many as are affordable."""
+        self.probed(budget)
+        for nodes in candidates(self.walker, budget, self.foretold):
             if self.best is None:
-                self.measure(one.nodes)
+                self.measure(nodes)
                 self.judged()
-            elif self.affordable(one.nodes):
-                self.measure(one.nodes)
+            elif self.affordable(nodes):
+                self.measure(nodes)
         assert self.best is not None
         return self.best
+
+    def probed(self, budget: int) -> None:
+        """Learn from a few samples by how much outputs answer to states, if affordable.
+
+        They walk the schedule that the exact search predicts best.
+        """
+        part, steps = Part(self.walker, PROBED), self.walker.response.steps
+        cost = (budget - 1) * (part.samples + self.samples)
+        if 1 < budget < steps and self.walker.evaluations + cost <= self.ceiling:
+            nodes = best_schedules(predictions(self.walker)[0], steps, budget)[0].nodes
+            known = Known()
+            fit(part, nodes, history=self.history, along=False, known=known)
+            stops = [(s[-1], stop.state, stop.output) for s, stop in known.items() if len(s) > 1]
+            self.foretold = Foretold(self.walker, part.answers(stops))
 
     def judged(self) -> Fitted:
         """The best, or its schedule fitted in every segment, if affordable, where that ends nearer.
@@ -104,18 +122,17 @@ class Search:
                 self.split = one, guidance
 
     def moved(self) -> Fitted:
-        """The best after shifts of single nodes, those predicted best first."""
+        """The best after shifts of single nodes, those foretold to be best first."""
         assert self.best is not None
-        steps, predict = self.walker.response.steps, predictions(self.walker)[0]
         while True:
             options = [
                 nodes
-                for nodes in neighbours(self.best.nodes, steps)
+                for nodes in neighbours(self.best.nodes, self.walker.response.steps)
                 if nodes not in self.tried and self.affordable(nodes)
             ]
             if not options:
                 return self.best
-            self.measure(min(options, key=lambda nodes: total(predict, nodes, steps)))
+            self.measure(max(options, key=self.foretold.decibels))
 
 
 def search(
@@ -127,7 +144,7 @@ def search(
 ) -> Search:
     """A plan of `budget` computed steps within the cost that `effort` allows.
 
-    The schedules predicted best are walked, as many as the cost allows; with effort "high" shifts
+    The schedules foretold best are walked, as many as the cost allows; with effort "high" shifts
     of single nodes from the best one too. Each is measured on samples left out of its fit. The
     first tells whether every segment is fitted, or the last alone.
     """

@@ -142,8 +142,9 @@ def _copied(value: Any) -> Any:
 class Walker:
     """The calibration samples of one pipeline: recorded in full, then evaluated step by step.
 
+    True states and outputs lie on disk.
+
     Attributes:
-        states: (N + 1, M, …) true states, on disk.
         first: (M, …) guided outputs of step 0.
         inside: carrier -> (chunks, N, N) inner products across steps of what it keeps.
         guidance: (chunks, N, N) the same of the difference of the branches, None if there is none.
@@ -165,7 +166,8 @@ class Walker:
 
     def record(self, progress: Callable[[], None] = lambda: None, inside: bool = False) -> None:
         """Run every chunk in full; with `inside`, sketch what lies inside the model too."""
-        kept, firsts, grams = [], [], []
+        kept: list[list[np.ndarray]] = []
+        firsts, grams = [], []
         for chunk in range(self.chunks):
             recording, sketching = Recording(), Sketching()
             with accelerated(self.pipe, recording, *[sketching] * inside):
@@ -178,23 +180,35 @@ class Walker:
                 raise RuntimeError(f"a run had {len(states) - 1} steps, the first had another")
             for i in range(outputs.shape[1]):
                 self.gram.add(outputs[:, i])
-            path = Path(self._folder.name) / f"{chunk}.npy"
-            np.save(path, states.numpy())
-            kept.append(np.load(path, mmap_mode="r"))
+            kept.append([self._spilled(f"{chunk} states", states)])
+            kept[-1].append(self._spilled(f"{chunk} outputs", outputs))
             firsts.append(outputs[0])
             grams.append(sketching.grams(len(outputs)))
             self._first.append(recording.first)
             self._sizes.append(outputs.shape[1])
             self.evaluations += outputs.shape[0] * outputs.shape[1]
             progress()
-        self._states, self.first = kept, torch.cat(firsts)
+        self._kept, self.first = kept, torch.cat(firsts)
         common = set.intersection(*map(set, grams))
         self.inside = {name: np.stack([gram[name] for gram in grams]) for name in sorted(common)}
         self.guidance = self.inside.pop(GUIDANCE, None)
 
-    def state(self, index: int) -> Tensor:
-        """True states (M, …) before step `index`; N is the end."""
-        return torch.cat([torch.from_numpy(np.array(chunk[index])) for chunk in self._states])
+    def _spilled(self, name: str, values: Tensor) -> np.ndarray:
+        path = Path(self._folder.name) / f"{name}.npy"
+        np.save(path, values.numpy())
+        return np.load(path, mmap_mode="r")
+
+    def state(self, index: int, chunks: Sequence[int] | None = None) -> Tensor:
+        """True states (m, …) of some chunks, or of all, before step `index`; N is the end."""
+        return self._read(0, index, chunks)
+
+    def output(self, index: int, chunks: Sequence[int] | None = None) -> Tensor:
+        """True guided outputs (m, …) of step `index`."""
+        return self._read(1, index, chunks)
+
+    def _read(self, which: int, index: int, chunks: Sequence[int] | None) -> Tensor:
+        wanted = range(self.chunks) if chunks is None else chunks
+        return torch.cat([torch.from_numpy(np.array(self._kept[c][which][index])) for c in wanted])
 
     def rows(self, chunks: Sequence[int] | None = None) -> list[int]:
         """Which of the samples are those of some chunks; all if None."""

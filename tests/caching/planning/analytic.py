@@ -59,8 +59,11 @@ class Gaussian:
     def rows(self, chunks=None):
         return list(range(len(self.first)))
 
-    def state(self, index):
+    def state(self, index, chunks=None):
         return self.states[index]
+
+    def output(self, index, chunks=None):
+        return self.outputs[index]
 
     def evaluate(self, index, states, chunks=None):
         a, s = self.levels[index]
