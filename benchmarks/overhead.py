@@ -16,12 +16,11 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from rich.console import Console
 
-from benchmarks import page
 from benchmarks.cells import Cells
 from benchmarks.green import green, sources
 from benchmarks.models import SIZES, Subject, shipped
+from benchmarks.overhead_report import HALF_WIDTH, NULL, console, key, newest, timed, write
 from benchmarks.paired import Timings
 from benchmarks.rounds import rounds
 from benchmarks.stepping import Stepper, keep_memory
@@ -30,11 +29,7 @@ from benchmarks.work import WorkCounter
 
 RESULTS = Path(__file__).parent / "results"
 TESTS = ("tests/caching", "tests/test_contract.py", "tests/benchmarks/test_peers.py")
-HALF_WIDTH = 0.003
 CHECKED = 10  # steps of the runs whose work is counted before
-GOALS = {"10 ms": 1.03, "30 ms": 1.01}
-NULL = "plain again"
-console = Console(width=150)
 
 
 def check(subject: Subject, ways: Sequence[Way], steps: int = STEPS) -> None:
@@ -132,87 +127,6 @@ def turns(
     }, found
 
 
-def key(way: Way) -> str:
-    return f"{way.by}: {way.name}"
-
-
-COMPARED = ("model", "by", "method", "computed / plain", "95 %", "turns", "by the wall")
-HEAD = (*COMPARED, "skipped step", "goal")
-
-
-def timed(cells: Cells) -> list[dict[str, Any]]:
-    """The cells that hold times; others hold what was needed for them."""
-    return [c for c in cells.cells.values() if c["fields"]["kind"] == "timed"]
-
-
-def rows(cells: Cells) -> list[list[str]]:
-    """Of the table: a model's plain step first, then the methods."""
-    found = []
-    goals = {key(w) for unet in (False, True) for w in fitting(unet) if w.goal}
-    for cell in timed(cells):
-        model, result = cell["fields"]["model"], cell["result"]
-        plain, loop = 1e3 * result["plain"]["cpu_s"], 1e3 * result["loop"]["cpu_s"]
-        named = f"plain step {plain:.1f} ms"
-        found.append([model, "", named, "1", "", "", "1", f"{loop:.2f} ms", ""])
-        most = next((g for size, g in GOALS.items() if size in model), None)
-        for name, way in result["ways"].items():
-            by, _, method = name.rpartition(": ")
-            verdict, turn = "", "rounds" if cell["fields"]["together"] else "pairs"
-            if most is not None and name in goals:
-                verdict = f"≤ {most}: {judge(way, most, abs(result['ways'][NULL]['ratio'] - 1))}"
-            found.append(
-                [
-                    model,
-                    by,
-                    method,
-                    f"{way['ratio']:.4f}",
-                    f"{way['ratio_low']:.4f}–{way['ratio_high']:.4f}",
-                    f"{way['pairs']} {turn}",
-                    f"{way['wall_ratio']:.3f}",
-                    f"{1e3 * way['skipped_s']:.2f} ms" if "skipped_s" in way else "",
-                    verdict,
-                ]
-            )
-    return found
-
-
-def judge(way: dict[str, Any], most: float, off: float) -> str:
-    """Whether a ratio is at most `most`, where plain against plain is `off` from 1."""
-    if way["ratio_high"] + off <= most:
-        return "met"
-    return "missed" if way["ratio_low"] - off > most else "not sure"
-
-
-INTRODUCTION = f"""# What the machinery costs
-
-Whole steps of real pipelines' loops (guidance, scheduler and callback included; Wan makes two calls
-a step): the plain pipeline and one method (*pairs*), or all of them (*rounds*, in which each cools
-the others' caches), take turns, one step each, in one process, in changing order. *Computed /
-plain*: the median over turns of the time of a step that is computed, with state updates on, over
-the plain one of its turn; the 95 % bootstrap interval of that median; turns until its half-width is
-at most {HALF_WIDTH} or the time was over. Times are processor time of the one thread, which on a
-quiet machine is the wall's; the ratio *by the wall* stands beside it and shows what else was
-running. *plain again* is the plain pipeline against itself: what the measurement cannot tell from
-1. *Skipped step*: the median time of a skipped step; on the plain line, of a step whose denoiser
-returns at once, the part that no method can save. *Goal*: met or missed where the whole interval,
-widened by what plain against plain is off from 1, is on one side of it. The models beside the
-shipped ones have 16 random blocks.
-
-"""
-
-
-def write(cells: Cells) -> None:
-    """The table on the terminal and beside the results, if there are any."""
-    if not timed(cells):
-        return
-    shown = rows(cells)
-    console.print(page.terminal("overhead", HEAD, shown))
-    loads = ", ".join(f"{c['result']['load']:.1f}" for c in timed(cells))
-    text = INTRODUCTION + page.markdown(HEAD, shown) + page.provenance(cells)
-    text += f"- load average of the machine before each model: {loads}\n"
-    cells.path.with_suffix(".md").write_text(text)
-
-
 def main(
     model: Annotated[list[str] | None, typer.Option(help="Which; all if none.")] = None,
     video: Annotated[str | None, typer.Option(help="Folder of a shapes-t2v model.")] = None,
@@ -221,6 +135,7 @@ def main(
     together: Annotated[bool, typer.Option(help="All methods in one round.")] = False,
     tests: Annotated[bool, typer.Option("--tests/--skip-tests", help="While developing.")] = True,
     prepare: Annotated[bool, typer.Option(help="Only run the tests; time nothing.")] = False,
+    again: Annotated[bool, typer.Option(help="Time anew what is not sure yet.")] = False,
     report_only: Annotated[bool, typer.Option(help="Only write the table.")] = False,
     out: Annotated[Path, typer.Option(help="Results; .md goes beside.")] = (
         RESULTS / "overhead.json"
@@ -253,6 +168,24 @@ def main(
                 together=together,
                 sources=code,
                 tests=passed,
+            )
+    for cell in [*timed(cells)] if again else ():
+        name = cell["fields"]["model"]
+        unsure = {k for k, w in newest(cells, cell).items() if w["half_width"] > HALF_WIDTH}
+        if name not in chosen or not unsure:
+            continue
+        subject = load(name, {"shapes-t2v": video, "shapes-t2i": picture})
+        ways = {key(w): w for w in fitting(subject.denoiser == "unet")}
+        for way in sorted(unsure):
+            console.log(f"{name}: {way} again")
+            other = ways.get(way, next(iter(ways.values())))  # plain again has one beside it
+            cells.run(
+                lambda s=subject, w=other: measure(s, [w], limit_s=limit),
+                kind="again",
+                model=name,
+                way=way,
+                limit_s=limit,
+                sources=code,
             )
     write(cells)
 

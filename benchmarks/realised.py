@@ -24,7 +24,8 @@ from benchmarks.budget import TARGETS, others, residuals, threshold, unet, ways
 from benchmarks.cells import Cells
 from benchmarks.green import green, sources
 from benchmarks.models import Subject
-from benchmarks.overhead import RESULTS, TESTS, flops, load, timed
+from benchmarks.overhead import RESULTS, TESTS, flops, load
+from benchmarks.overhead_report import timed
 from benchmarks.paired import Timings
 from benchmarks.rounds import rounds
 from benchmarks.ways import STEPS, ready
