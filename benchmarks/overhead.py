@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -136,6 +137,7 @@ def main(
     tests: Annotated[bool, typer.Option("--tests/--skip-tests", help="While developing.")] = True,
     prepare: Annotated[bool, typer.Option(help="Only run the tests; time nothing.")] = False,
     again: Annotated[bool, typer.Option(help="Time anew what is not sure yet.")] = False,
+    minutes: Annotated[float, typer.Option(help="Begin none anew after this long.")] = 1e9,
     report_only: Annotated[bool, typer.Option(help="Only write the table.")] = False,
     out: Annotated[Path, typer.Option(help="Results; .md goes beside.")] = (
         RESULTS / "overhead.json"
@@ -145,7 +147,7 @@ def main(
     torch.set_num_threads(1)
     keep_memory()
     warnings.filterwarnings("ignore", message=".*skipped nothing in this run.*")
-    cells, code = Cells(out), sources()
+    cells, code, until = Cells(out), sources(), time.monotonic() + 60 * minutes
     chosen = model or ["wan 30 ms", "flux 30 ms", "wan 10 ms", "flux 10 ms", "shapes-t2v"]
     chosen += [] if model else ["wan 200 ms", "flux 200 ms", "shapes-t2i"]
     todo = [m for m in chosen if not any(c["fields"]["model"] == m for c in timed(cells))]
@@ -176,7 +178,9 @@ def main(
             continue
         subject = load(name, {"shapes-t2v": video, "shapes-t2i": picture})
         ways = {key(w): w for w in fitting(subject.denoiser == "unet")}
-        for way in sorted(unsure):
+        for way in (w for w in (NULL, *ways) if w in unsure):
+            if time.monotonic() > until:
+                break
             console.log(f"{name}: {way} again")
             other = ways.get(way, next(iter(ways.values())))  # plain again has one beside it
             cells.run(
