@@ -138,11 +138,7 @@ def others(target: int) -> dict[str, Method | peers.Peer]:
         "TaylorSeer module": TaylorSeer(every, carrier="module"),
         "Planned": Planned(nodes=tuple(range(target)), steps=STEPS),
     }
-    ours: dict[str, Method | peers.Peer] = {f"ours: {n}": m for n, m in found.items()}
-    return {
-        **ours,
-        "diffusers: TaylorSeer module": peers.TaylorSeer(every, carrier="module"),
-    }
+    return {f"ours: {name}": method for name, method in found.items()}
 
 
 def residuals(subject: Subject) -> list[list[torch.Tensor]]:
