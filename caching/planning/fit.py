@@ -106,14 +106,15 @@ def best_change(
     least = 1e-12 * products.squares[part].mean() + 1e-300
 
     def score(setting: tuple[np.ndarray, float, int]) -> float:
-        centre, *rest = setting
-        left = products.left(_towards(centre, others, missed, *rest), part)
+        centre, ridge, used = setting
+        left = products.left(_towards(centre, others, missed, ridge, used), part)
         return float(np.log(np.maximum(left, least)).mean())
 
-    centre, *rest = min(itertools.product(centres, ridges, range(1, size + 1)), key=score)
-    whole = _towards(centre, gram, side, *rest)
+    settings = itertools.product(centres, ridges, range(1, size + 1))
+    centre, ridge, used = min(settings, key=score)
+    whole = _towards(centre, gram, side, ridge, used)
     apart = np.tile(whole, (count, 1))
-    apart[part] = _towards(centre, others, missed, *rest)
+    apart[part] = _towards(centre, others, missed, ridge, used)
     return Change(whole, apart)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .fit import fitted_change
-from .foretold import LAST, Foretold
+from .foretold import LAST, Foretold, Part
 from .rule import Rule, extrapolated
 from .schedule import Error, best_schedules, fitted_errors, segment_errors
 from .surprise import surprises
@@ -62,7 +62,7 @@ Known = dict[tuple[int, ...], Stop]
 
 
 def fit(
-    walker: Walker,
+    walker: Walker | Part,
     nodes: Sequence[int],
     rows: Sequence[int] | None = None,
     history: int = HISTORY,
@@ -126,7 +126,7 @@ def fit(
     )
 
 
-def _priors(walker: Walker, nodes: Sequence[int], correct: bool, fitted: bool) -> list[Rule]:
+def _priors(walker: Walker | Part, nodes: Sequence[int], correct: bool, fitted: bool) -> list[Rule]:
     kinds = (correct, not correct) if fitted else (correct,)
     return [extrapolated(walker.response, nodes, correct=kind) for kind in kinds]
 
