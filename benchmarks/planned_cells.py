@@ -22,6 +22,9 @@ from benchmarks.sweep import Sweep, ratio_of
 ROWS = {"normal": "Planned", "high": "Planned, effort high", "gradient": "Planned, gradient fit"}
 """Effort of the calibration -> row of the table, without the guard: its budget is exact."""
 GUARDED = "Planned, with its guard"
+OLD = "Planned, as it was"
+ELSEWHERE = (OLD, f"{OLD}, with its guard", f"{OLD}, not fitted", "Planned, made anew")
+"""Rows of plans under another condition; only the last is made there."""
 SAMPLES = 8
 """Calibration samples of a plan where nothing else is said."""
 SOURCES = Path(accel.caching.__file__).parent
