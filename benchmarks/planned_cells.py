@@ -70,6 +70,7 @@ class Bench:
                     texts,
                     steps=judge.steps,
                     budget=budget,
+                    samples=samples,
                     effort=effort,
                     seed=SETS["calibration"],
                     progress=False,

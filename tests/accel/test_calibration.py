@@ -9,6 +9,7 @@ import torch
 
 import accel
 from accel.caching import FirstBlockCache, MagCache, TeaCache
+from accel.prompts import GENERIC, drawn
 from tests.caching.stack import Stack, change, hold
 from tests.tiny_pipelines import PROMPT, TINY, call, make
 
@@ -129,10 +130,50 @@ def test_what_cannot_be_calibrated_is_named():
         accel.calibrate(pipe, PROMPTS, FirstBlockCache())
     with pytest.raises(ValueError, match="at least one prompt"):
         accel.calibrate(pipe, [], "teacache")
+    with pytest.raises(ValueError, match=r"list of texts, got one text: give \['a cat'\]"):
+        accel.calibrate(pipe, "a cat", "teacache")
+    with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
+        accel.calibrate(pipe, PROMPTS, "teacache", samples=0)
     with pytest.raises(ValueError, match="too few for a polynomial of degree 4"):
         accel.calibrate(pipe, PROMPTS[:1], "teacache", progress=False, **settings("wan", 3))
     with pytest.raises(ValueError, match="unknown method 'teacash'; did you mean TeaCache"):
         accel.calibrate(pipe, PROMPTS, "teacash")
+
+
+@pytest.mark.parametrize(("samples", "expected"), [(None, 8), (2, 2), (100, 100), (130, 130)])
+def test_prompts_are_drawn_by_the_seed_in_their_order(samples, expected):
+    known = [f"prompt {i}" for i in range(100)]
+    found = drawn(known, samples, seed=3)
+    assert found == drawn(known, samples, seed=3) and len(found) == expected
+    first = found[:100]
+    assert [p for p in known if p in first] == first
+    assert (found != drawn(known, samples, seed=4)) == (expected < 100)
+    assert found[100:] == known[: expected - 100 if expected > 100 else 0]
+    assert drawn(known[:3], None, 0) == known[:3]
+
+
+def test_our_own_prompts_are_many_and_unlike_one_another():
+    assert len(GENERIC) == len(set(GENERIC)) >= 32
+    words = [{w.strip(",.").lower() for w in text.split() if len(w) > 4} for text in GENERIC]
+    for i, one in enumerate(words):
+        for other in words[:i]:
+            assert len(one & other) <= len(one | other) / 4
+
+
+def test_samples_are_drawn_and_without_prompts_from_our_own_list():
+    pipe, asked = make("wan"), []
+    encode = pipe.encode_prompt
+
+    def watched(prompt, *args, **kwargs):
+        asked.append(prompt)
+        return encode(prompt, *args, **kwargs)
+
+    pipe.encode_prompt = watched
+    how = {"progress": False, **settings("wan", 2)}
+    for prompts, known in ((None, GENERIC), ([f"prompt {i}" for i in range(9)],) * 2):
+        asked.clear()
+        plan = accel.calibrate(pipe, prompts, "magcache", samples=2, seed=5, **how)
+        assert asked == drawn(known, 2, 5) and plan.note == "calibrated on 2 samples"
 
 
 def test_a_plan_is_made_for_a_budget_or_a_speed_up():
