@@ -176,7 +176,8 @@ def calibrate(
                     loss,
                 )
                 total = getattr(fitted, "steps", steps)  # second-order solvers take two a step
-                found |= fingerprint(pipe, Run(None, None, total=total))
+                asked = {name: parameter.default for name, parameter in known.items()} | options
+                found |= fingerprint(pipe, Run(None, None, total=total), asked)
             else:
                 recording = wanted.recording()
                 watched(recording)

@@ -116,6 +116,13 @@ def test_another_kind_of_run_is_warned_of_once():
         call(pipe, "wan", steps=5)
 
 
+def test_guidance_that_only_the_call_tells_is_in_the_plan_of_a_search():
+    pipe = make("flux")
+    arguments = {"progress": False, **TINY["flux"].call, "true_cfg_scale": 2.5, "steps": 3}
+    plan = accel.calibrate(pipe, PROMPTS[:1], "planned", budget=2, **arguments)
+    assert plan.fingerprint["true_cfg_scale"] == 2.5
+
+
 def test_what_was_enabled_comes_back():
     pipe = make("wan")
     pipe.enable_acceleration(FirstBlockCache(threshold=0.4))
@@ -183,6 +190,7 @@ def test_a_plan_is_made_for_a_budget_or_a_speed_up():
     (method,) = plan.methods
     assert len(method.nodes) == len(method.weights) == 4 and method.steps == 8
     assert plan.fingerprint["steps"] == 8 and not pipe.acceleration
+    assert plan.fingerprint["guidance_rescale"] == 0.0
     same = accel.calibrate(pipe, prompts, steps=8, speedup=2, **arguments)
     assert same == plan
     pipe.enable_acceleration(plan)
