@@ -71,6 +71,7 @@ def test_a_speed_up_is_a_budget():
     made = accel("calibrate", "--speedup", "3", "--samples", "1", "--steps", "6", *SMALL)
     assert made.exit_code == 0, made.output
     assert "2 of 6 steps, 3.00x fewer" in made.output
+    assert "nothing was held out" in " ".join(made.output.replace("│", " ").split())
     assert len(Plan.load("plan.json").methods[0].nodes) == 2
 
 
