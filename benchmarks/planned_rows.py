@@ -6,16 +6,24 @@ ones; to report the better of the two would choose by the samples that both are 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-from accel.plan import Plan
 from benchmarks import fidelity_report
 from benchmarks.cells import Cells, name
 from benchmarks.fidelity_report import Row, last_checkpoint
-from benchmarks.planned_cells import ELSEWHERE, GUARDED, ROWS, SAMPLES, code
+from benchmarks.planned_cells import (
+    ELSEWHERE,
+    GUARDED,
+    ROWS,
+    SAMPLES,
+    code,
+    made,
+    mark_of,
+    method_of,
+    shown,
+    variants,
+)
 from benchmarks.settings import Setting
 
 
@@ -32,13 +40,9 @@ def rows(cells: Cells, model: str, sampler: str, under: str = "") -> list[Row]:
 
 def newest(cells: Cells, model: str) -> list[dict[str, Any]]:
     """Cells of the last checkpoint's plans: by the planner as it is now, or else as it was last."""
-    checkpoint, now = last_checkpoint(cells, model), code()
-    found: dict[str, dict[str, Any]] = {}
-    for cell in sorted(cells.cells.values(), key=lambda c: c["date"]):
-        f = cell["fields"]
-        if (f["set"], f.get("model"), f.get("checkpoint")) != ("plan", model, checkpoint):
-            continue
-        key = name(**{k: v for k, v in f.items() if k != "code"})
+    now, found = code(), dict[str, dict[str, Any]]()
+    for cell in made(cells, model, last_checkpoint(cells, model) or ""):
+        key = name(**{k: v for k, v in cell["fields"].items() if k != "code"})
         if key not in found or found[key]["fields"]["code"] != now:
             found[key] = cell
     return list(found.values())
@@ -46,13 +50,12 @@ def newest(cells: Cells, model: str) -> list[dict[str, Any]]:
 
 def _settings(cells: Cells, model: str) -> set[tuple[str, str]]:
     """(row, setting) of everything that the newest plans are run as."""
-    found = set()
+    found, known = set(), shown(made(cells, model, last_checkpoint(cells, model) or ""))
     for cell in newest(cells, model):
         f = cell["fields"]
-        method: Any = Plan.from_json(json.dumps(cell["result"]["plan"])).methods[0]
         row = ROWS[f["effort"]] if f["samples"] == SAMPLES else f"Planned, {f['samples']} samples"
         names = (row, GUARDED, *ELSEWHERE) if row == ROWS["normal"] else (row,)
-        kinds = [replace(method, guard=on) for on in (False, True)]
-        kinds.append(replace(kinds[0], weights=()))
-        found |= {(n, str(Setting(n, kind))) for n in names for kind in kinds}
+        for kind in variants(method_of(cell)):
+            setting = str(Setting(row, kind, mark=mark_of(kind, known)))
+            found |= {(n, setting) for n in names}
     return found

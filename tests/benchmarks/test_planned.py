@@ -13,7 +13,7 @@ from benchmarks.cells import Cells
 from benchmarks.conditions import CONDITIONS, Condition, adapted, changed
 from benchmarks.judge import Judge
 from benchmarks.planned import AGED, BUDGETS, chosen
-from benchmarks.planned_cells import Bench, code, label
+from benchmarks.planned_cells import Bench, code, label, made, mark_of, shown
 from benchmarks.planned_report import ageing, costs, gains, tables, write
 from benchmarks.planned_rows import rows
 from benchmarks.settings import OWN, Setting, plain
@@ -188,6 +188,25 @@ def test_tables_say_what_the_cells_hold(tmp_path, capsys):
     assert (tmp_path / "planned-shapes-t2v.png").stat().st_size > 10_000
     assert "shapes-t2i" not in page
     assert gains([], 50) == []
+
+
+def test_plans_that_are_shown_alike_are_judged_apart(tmp_path):
+    """Of long fields a cell's name holds the beginning: the last weights are not in it."""
+    path, nodes = tmp_path / "planned.json", tuple(range(25))
+    first, second = (
+        Planned(nodes, weights=(*[()] * 24, (last,)), guard=False) for last in (0.1, 0.2)
+    )
+    assert str(Setting("", first)) == str(Setting("", second))
+    planned(path, first, budget=25, code="older")
+    planned(path, second, budget=25, code="newer")
+    known = shown(made(Cells(path), "shapes-t2v", "ab"))
+    assert mark_of(first, known) == "" != mark_of(second, known)
+    told(path, "Planned", [44.0, 44.0], setting=str(Setting("Planned", first)), ratio=2.0)
+    assert rows(Cells(path), "shapes-t2v", OWN) == []  # the newer was not judged yet
+    named = str(Setting("Planned", second, mark=mark_of(second, known)))
+    told(path, "Planned", [40.0, 40.0], setting=named, ratio=2.0)
+    (row,) = rows(Cells(path), "shapes-t2v", OWN)
+    assert row.means["psnr"] == 40.0
 
 
 @pytest.mark.parametrize("current", ["newer", "older"])
