@@ -106,7 +106,6 @@ KNOWN = {
     "steps",
     "samples",
     "held_out",
-    "seconds",
     "gradient_rounds",
     "gradient_loss",
     *WAYS.values(),

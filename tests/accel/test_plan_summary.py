@@ -22,7 +22,7 @@ def test_measurements_are_said_and_unknown_ones_shown():
         "others; the best of 2 tried, so expect less",
         "cost": "6.5 full runs of one sample, 4 of them to record",
         "compared": "whole outputs 41.3 dB, modules 40.0 dB",
-        "gradient fit": "+0.50 (dB, of the latent loss) after 7 rounds",
+        "gradient fit": "+0.50 dB after 7 rounds",
         "plans measured": "2",
         "something new": "1.25",
     }
