@@ -236,6 +236,7 @@ class Walker:
             leaf = part.detach().clone().requires_grad_()
             output, _ = self.probed(index, leaf, chunk)
             found.append(torch.autograd.grad(output, leaf, own.to(output))[0])
+            self._freed()
             self.evaluations += 2 * self._sizes[chunk]  # a backward pass is twice a forward one
         return torch.cat(found)
 
@@ -271,5 +272,13 @@ class Walker:
                 self.call(chunk)
         finally:
             torch.set_grad_enabled(before)
+        if not states.requires_grad:  # the graph still needs its weights where they are
+            self._freed()
         self.evaluations += self._sizes[chunk] * (1.0 if guess is None else 0.5)
         return probing.found[0], probing.differences
+
+    def _freed(self) -> None:
+        """Take offloaded models from the device, as the pipeline does at the end of a whole run."""
+        free = getattr(self.pipe, "maybe_free_model_hooks", None)
+        if free is not None:
+            free()

@@ -161,3 +161,18 @@ def test_a_second_order_solver_is_planned_by_its_evaluations():
         warnings.simplefilter("error", UserWarning)  # it is the run the plan was made for
         pipe(PROMPTS[0], num_inference_steps=5, output_type="latent", **options)
     assert pipe.acceleration.report().computed_fraction == pytest.approx(4 / 9)
+
+
+def test_offloaded_models_leave_the_device_after_every_probe():
+    pipe = make("sd")
+    pipe.enable_model_cpu_offload(device="cpu")
+    freed, free = [], pipe.maybe_free_model_hooks
+    pipe.maybe_free_model_hooks = lambda: (freed.append(torch.is_grad_enabled()), free())
+    with walker(pipe, "sd") as found:
+        found.record()
+        assert len(freed) == 2
+        output = found.evaluate(3, found.state(3))
+        assert len(freed) == 4
+        slope = found.pulled(3, found.state(3), torch.ones_like(output))
+        assert len(freed) == 6 and slope.abs().sum() > 0
+        torch.testing.assert_close(output, found.output(3), rtol=1e-4, atol=1e-3)
