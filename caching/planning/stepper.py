@@ -11,12 +11,13 @@ from torch import Tensor
 
 from accel.caching.carriers import Output
 from accel.caching.forecasters import hold
-from accel.caching.state import Cache
+from accel.caching.state import Cache, History
 from accel.method import Site
 from accel.step import Run
 
 from .branches import LABEL, Differences, Split
 from .combination import Combination
+from .passing import RETURNS, passed
 from .response import Response, response
 from .rule import Rule, extrapolated
 from .surprise import surprise
@@ -47,6 +48,14 @@ class Fields(Protocol):
     def guidance(self) -> tuple[int, ...]: ...
 
 
+class Held(History):
+    """Hands on the newest value itself: as an output it is looked at by nobody but the pipeline."""
+
+    def forecast(self, index: int) -> Any:
+        assert self._build is not None, "held output asked for before the first"
+        return self._build(list(self._kept[0]))
+
+
 class Stepper:
     """A plan of outputs at the step seam of one pipeline.
 
@@ -66,6 +75,7 @@ class Stepper:
         self._responses: dict[Any, Response] = {}
         self._rules: dict[Any, Rule] = {}
         self._key: Any = None
+        self._passes = False
 
     def install(self) -> None:
         clock = self.site.clock
@@ -73,7 +83,7 @@ class Stepper:
         clock.on_end.append(self._end)
         clock.step_handlers.append(self._step)
         self.site.report.holders.append(lambda: sum(g.bytes() for g in self._groups))
-        cache = Cache(self.site, hold, 1)
+        cache = Cache(self.site, hold, 1, Held)
         Output(self.site, cache, self, "Planned", forecasts=True).install()
         if self.plan.guidance:
             self.site.report.holders.append(self._differences.bytes)
@@ -105,6 +115,7 @@ class Stepper:
         self._alone = set(plan.nodes) - set(plan.guidance) if plan.guidance and as_made else set()
         if len(self.nodes) < run.total:
             scheduler = self.site.pipe.scheduler
+            self._passes = type(scheduler) in RETURNS and self.site.clock.last(self._step)
             self._key = (type(scheduler), str(scheduler.config), run.total, *run.sigmas)
             if self._key not in self._responses:
                 self._responses[self._key] = response(scheduler, run.total)
@@ -149,7 +160,9 @@ class Stepper:
         if len(parts) > 1:
             state = torch.empty_like(sample)
             for group, part in zip(self._groups, parts, strict=True):
-                state[list(group.rows or ())] = part
+                group.put(part, state)
+        if self._passes:
+            return passed(self.site.pipe.scheduler, t, state, rest.get("return_dict", True))
         return replaced(call(output, t, sample, **rest), state)
 
     def _watch(self, index: int, total: int, output: Tensor) -> None:
