@@ -14,9 +14,11 @@ from accel.caching.forecasters import hold
 from accel.caching.state import Cache, History
 from accel.method import Site
 from accel.step import Run
+from accel.work import Work
 
 from .branches import LABEL, Differences, Split
 from .combination import Combination
+from .foreseen import difference_ahead, latents_ahead
 from .passing import RETURNS, passed
 from .response import Response, response
 from .rule import Rule, extrapolated
@@ -78,18 +80,35 @@ class Stepper:
         self._passes = False
 
     def install(self) -> None:
-        clock = self.site.clock
+        clock, report = self.site.clock, self.site.report
+        if self.site.keep_on != "device":
+            raise ValueError(
+                f"Planned of carrier 'output' keeps a few latents where every step combines them, "
+                f"on the device, not on {self.site.keep_on!r}; set keep_on='device'"
+            )
         clock.on_begin.append(self._begin)
         clock.on_end.append(self._end)
         clock.step_handlers.append(self._step)
-        self.site.report.holders.append(lambda: sum(g.bytes() for g in self._groups))
+        report.keep_once(self._ring_bytes, self._ring_bytes, self._ring_ahead)
         cache = Cache(self.site, hold, 1, Held)
         Output(self.site, cache, self, "Planned", forecasts=True).install()
         if self.plan.guidance:
-            self.site.report.holders.append(self._differences.bytes)
+            kept = self._differences
+            report.keep_once(kept.bytes, kept.full_bytes, self._differences_ahead)
             whole = {name: [""] for name in self.site.denoisers}
-            self.site.report.skip_set("Planned", LABEL, whole)
+            report.skip_set("Planned", LABEL, whole)
             Split(self.site, self._by_itself, self._differ, self._guess).install()
+
+    def _ring_bytes(self) -> int:
+        return sum(group.bytes() for group in self._groups)
+
+    def _ring_ahead(self, args: Any, kwargs: Any, work: Work) -> int:
+        length = sum(group.length for group in self._groups)
+        return self._ring_bytes() or length * latents_ahead(self.site, args, kwargs, work)
+
+    def _differences_ahead(self, args: Any, kwargs: Any, work: Work) -> int:
+        told = self._differences.full_bytes()
+        return told or 2 * difference_ahead(self.site, args, kwargs, work)
 
     def computes(self, index: int, total: int) -> bool:
         """The policy: nodes of the run going on, and what the guard adds."""
