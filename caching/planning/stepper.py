@@ -20,7 +20,7 @@ from .branches import LABEL, Differences, Split
 from .combination import Combination
 from .foreseen import difference_ahead, latents_ahead
 from .passing import RETURNS, passed
-from .response import Response, response
+from .response import Response, check_arguments, response
 from .rule import Rule, extrapolated
 from .surprise import surprise
 from .transfer import moved
@@ -169,6 +169,8 @@ class Stepper:
         if run is None or not self._groups or run.index >= run.total:
             return call(output, t, sample, **rest)
         index = run.index
+        if index == 0:
+            check_arguments(self.site.pipe.scheduler, rest)
         if index in self.nodes and index and self._limits:
             self._watch(index, run.total, output)
         for group in self._groups:

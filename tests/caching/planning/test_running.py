@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from accel.caching import Planned
 from accel.caching.planning.combination import Combination
 from accel.caching.planning.passing import RETURNS, passed
-from accel.caching.planning.response import response
+from accel.caching.planning.response import check_arguments, response
 from accel.caching.planning.rule import extrapolated
 from tests.caching.planning.analytic import SCHEDULERS
 from tests.tiny_pipelines import call, make
@@ -165,3 +165,23 @@ def test_a_plan_is_the_same_whether_the_scheduler_computes_beside_it_or_not(name
             handlers.append(note)
         latents.append(call(pipe, name, steps=7))
     assert len(seen) == 7 and torch.equal(*latents)
+
+
+def test_noise_that_a_plan_would_leave_out_is_refused():
+    pipe = make("sd", "ddim")
+    plain = call(pipe, "sd", steps=4, eta=0.5)
+    pipe.enable_acceleration(Planned(nodes=(0, 1), steps=4))
+    with pytest.raises(ValueError, match=r"DDIMScheduler\.step was given eta=0\.5.* at 0\.0"):
+        call(pipe, "sd", steps=4, eta=0.5)
+    call(pipe, "sd", steps=4, eta=0.0)
+    pipe.enable_acceleration(Planned(nodes=(0, 1, 2, 3), steps=4))
+    with pytest.warns(UserWarning, match="skipped nothing"):
+        assert torch.equal(call(pipe, "sd", steps=4, eta=0.5), plain)
+
+
+@pytest.mark.parametrize(("name", "value"), [("per_token_timesteps", torch.ones(2)), ("other", 1)])
+def test_what_the_plan_did_not_ask_the_scheduler_with_is_refused(name, value):
+    scheduler = SCHEDULERS["flow euler"]()
+    check_arguments(scheduler, {"s_churn": 0.0, "generator": torch.Generator(), name: None})
+    with pytest.raises(ValueError, match=f"was given {name}="):
+        check_arguments(scheduler, {name: value})
