@@ -79,13 +79,16 @@ class Combination:
         flat, outputs = sample.flatten().float(), self._kept.flatten(1)
         if isinstance(step, Tensor):
             row = self._table.index_select(0, step.reshape(1))[0]
-        elif torch.compiler.is_compiling():
+        else:
             row = self._table[step]
-        else:  # one kernel, which wants to be told on the host what the state counts for
-            weights = self._table[step, :-1]
-            found = torch.addmv(flat, outputs.T, weights, beta=self._decay[step])
-            return found.reshape(sample.shape).to(sample.dtype)
-        found = flat * row[-1] + row[:-1] @ outputs
+        if torch.compiler.is_compiling():  # term by term, which becomes one kernel
+            found = flat * row[-1]
+            for weight, output in zip(row[:-1].unbind(), outputs.unbind(), strict=True):
+                found = found + weight * output
+        elif isinstance(step, Tensor):
+            found = torch.addmv(flat * row[-1], outputs.T, row[:-1])
+        else:  # one kernel, which is told on the host what the state counts for
+            found = torch.addmv(flat, outputs.T, row[:-1], beta=self._decay[step])
         return found.reshape(sample.shape).to(sample.dtype)
 
     def split(self, rule: Rule, rows: Sequence[int], number: int) -> Combination:

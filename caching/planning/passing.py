@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from diffusers import (
+    CogVideoXDDIMScheduler,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
@@ -13,6 +14,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+from diffusers.schedulers.scheduling_ddim_cogvideox import DDIMSchedulerOutput as CogVideoXOutput
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedulerOutput
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
     FlowMatchEulerDiscreteSchedulerOutput,
@@ -21,6 +23,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
 RETURNS: dict[type, Any] = {
+    CogVideoXDDIMScheduler: CogVideoXOutput,
     DDIMScheduler: DDIMSchedulerOutput,
     DPMSolverMultistepScheduler: SchedulerOutput,
     EulerDiscreteScheduler: EulerDiscreteSchedulerOutput,
