@@ -90,7 +90,8 @@ def _carriers(measured: Mapping[str, Any]) -> str:
 
 def _gradient(measured: Mapping[str, Any]) -> str:
     rounds = measured.get("gradient_rounds", 0)
-    return f"{measured['gradient_gain']:+.2f} (dB, of the latent loss) after {rounds} rounds"
+    unit = "of the given loss" if measured.get("gradient_loss") == "given" else "dB"
+    return f"{measured['gradient_gain']:+.2f} {unit} after {rounds} rounds"
 
 
 WAYS = {
@@ -100,7 +101,15 @@ WAYS = {
     "modules": "module_db",
 }
 """Ways of planning that calibration may compare."""
-KNOWN = {"steps", "samples", "held_out", "seconds", "gradient_rounds", *WAYS.values()}
+KNOWN = {
+    "steps",
+    "samples",
+    "held_out",
+    "seconds",
+    "gradient_rounds",
+    "gradient_loss",
+    *WAYS.values(),
+}
 """Measurements that are part of a line made of another."""
 SAID: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "computes": ("budget", _budget),
