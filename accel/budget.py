@@ -54,10 +54,10 @@ class Budget:
             count = self._recorder.expected_bytes(name, work) or 0
             self._branches[name, branch] = count
             total = max(sum(self._branches.values()), self._ahead(branch, count))
-            if total > self._limit:
-                raise OverBudget(
-                    self._refusal(total, self._granularity(name, work, total / max(count, 1)))
-                )
+            once = sum(ahead(args, kwargs, work) for ahead in self._recorder.ahead)
+            if total + once > self._limit:
+                cheaper = self._granularity(name, work, total / max(count, 1))
+                raise OverBudget(self._refusal(total + once, cheaper))
         return call(*args, **kwargs)
 
     def _ahead(self, branch: str, count: int) -> int:

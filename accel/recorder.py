@@ -28,6 +28,8 @@ class Recorder:
         holders: functions that return the bytes a method holds now.
         holders_when_full: the same once it holds as many outputs as it can.
         kept: outputs that methods keep per branch: denoiser -> what.
+        ahead: functions that tell, from a denoiser's arguments and its work, the bytes a method
+            will hold once a run, whatever its branches.
         regions: which tokens each step of the run computed, where a method chooses them.
         before_report: what methods still have to find out about their calls.
         attention: what says which pairs of tokens it computed, where a method chooses them.
@@ -39,6 +41,7 @@ class Recorder:
         self.holders: list[Callable[[], int]] = []
         self.holders_when_full: list[Callable[[], int]] = []
         self.kept: dict[str, list[Kept]] = {}
+        self.ahead: list[Callable[[Any, Any, Work], int]] = []
         self.owners: dict[str, list[str]] = {}
         self.regions: Regions | None = None
         self.before_report: list[Callable[[], None]] = []
@@ -51,7 +54,8 @@ class Recorder:
         self._marks: dict[str, float] = {}
         self._beside: dict[str, tuple[int, int]] = {}
         self._counts: dict[str, int] = {}
-        self._bytes = 0
+        self._bytes = self._once = 0
+        self._full: list[Callable[[], int]] = []
         self._complete = False
 
     def skip_set(self, method: str, name: str, modules: Mapping[str, Iterable[str]]) -> str:
@@ -59,6 +63,25 @@ class Recorder:
         self.skips[name] = {d: list(paths) for d, paths in modules.items()}
         self.owners.setdefault(method, []).append(name)
         return name
+
+    def keep_once(
+        self,
+        now: Callable[[], int],
+        full: Callable[[], int],
+        ahead: Callable[[Any, Any, Work], int],
+    ) -> None:
+        """Declare bytes that are held once a run, whatever its branches.
+
+        Args:
+            now: those held now.
+            full: those held once as much is held as can be.
+            ahead: what `full` will be, told before the first step is over from the arguments of a
+                denoiser's call, (args, kwargs), and its work.
+        """
+        self.holders.append(now)
+        self.holders_when_full.append(full)
+        self._full.append(full)
+        self.ahead.append(ahead)
 
     def beside(self, name: str, computed: bool) -> None:
         """Count a call of a network beside the denoisers (a ControlNet), computed or held."""
@@ -105,7 +128,8 @@ class Recorder:
         now = self._now()
         self._marks = {"call": now if self._called is None else self._called, "begin": now}
         self._called = None
-        self._calls, self._shapes, self._work, self._bytes = [], {}, {}, 0
+        self._calls, self._shapes, self._work = [], {}, {}
+        self._bytes = self._once = 0
         self._beside, self._counts = {}, {}
         self._complete = False
 
@@ -115,6 +139,7 @@ class Recorder:
     def _end(self, run: Run) -> None:
         self._marks["end"] = self._now()
         self._bytes = sum(held() for held in self.holders)
+        self._once = sum(held() for held in self._full)
         self._complete = run.index >= run.total > 0 and not run.failed
         if not self._complete:
             return
@@ -181,7 +206,7 @@ class Recorder:
             for key in {_key(call) for call in self._calls}
         ]
         known = [count for count in found if count is not None]
-        return sum(known) if known and len(known) == len(found) else None
+        return sum(known) + self._once if known and len(known) == len(found) else None
 
     def _row(self, call: Call) -> Row:
         step = call.step

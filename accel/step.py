@@ -20,7 +20,7 @@ import torch
 
 from .bar import Bar, loops, shows_bar
 from .noise import noise_levels
-from .patch import PatchStack, Scope, active
+from .patch import PatchStack, Scope, Slot, active
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,12 @@ class StepClock:
             self._patches.method(
                 scheduler, "set_timesteps", self._timesteps_set, "step clock", always=True
             )
+
+    def last(self, handler: Callable[..., Any]) -> bool:
+        """Whether a step handler is the last before the scheduler's own step, unpatched."""
+        slot = Slot.of(self._scheduler, "step")
+        alone = slot is not None and slot.before is None
+        return alone and bool(self.step_handlers) and self.step_handlers[-1] == handler
 
     def _bar(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Bar:
         return Bar(call(*args, **kwargs), self)

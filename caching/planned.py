@@ -52,7 +52,8 @@ class Planned(Method):
     The scheduler's multistep history is replaced by the rule. Samples of a batch do not influence
     one another; where the guard asks for a step, it is evaluated for the whole batch, and used for
     the samples that asked. Without the guard, a static schedule in which no step waits for the
-    host; with it, a node waits once. Keeps the guided outputs at the last few nodes.
+    host; with it, a node waits once. Keeps the guided outputs at the last few nodes, in float32 and
+    on the device.
     """
 
     nodes: tuple[int, ...] = ()

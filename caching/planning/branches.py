@@ -40,6 +40,10 @@ class Differences:
     def bytes(self) -> int:
         return sum(value.nbytes for _, values in self._kept for value in values)
 
+    def full_bytes(self) -> int:
+        """Bytes once two are kept."""
+        return self.bytes() * 2 // max(len(self._kept), 1)
+
 
 class Split:
     """Evaluates both branches of guidance, or the conditional one alone.

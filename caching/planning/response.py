@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,8 @@ def response(scheduler: Any, total: int) -> Response:
         )
     own = copy.deepcopy(scheduler)
     own.timesteps = own.timesteps.cpu()  # what is read from it must not wait for an accelerator
+    if hasattr(own, "is_scale_input_called"):
+        own.is_scale_input_called = True  # or Euler warns: a model would be given scaled inputs
     timesteps = own.timesteps[len(own.timesteps) - total :]
     inputs = torch.zeros(total + 3, total + 1, dtype=torch.float64)
     inputs[: total + 1] = torch.eye(total + 1, dtype=torch.float64)
@@ -71,6 +74,25 @@ def response(scheduler: Any, total: int) -> Response:
         )
     found = unit.numpy()
     return Response(found[:, 0], found[:, 1:])
+
+
+def check_arguments(scheduler: Any, given: Mapping[str, Any]) -> None:
+    """Refuse keyword arguments of a step with which it is another map than its response.
+
+    Raises:
+        ValueError: one of them is set (eta, churn, a noise level for every token).
+    """
+    known = inspect.signature(type(scheduler).step).parameters
+    for name, value in given.items():
+        usual = known[name].default if name in known else None
+        if name in ("generator", "return_dict") or value is None or value is usual:
+            continue
+        if isinstance(value, torch.Tensor) or value != usual:
+            told = "a tensor" if isinstance(value, torch.Tensor) else repr(value)
+            raise ValueError(
+                f"{type(scheduler).__name__}.step was given {name}={told}, with which a plan "
+                f"cannot stand for it; leave it at {usual!r}, or disable acceleration"
+            )
 
 
 def _run(scheduler: Any, timesteps: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:

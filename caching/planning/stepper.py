@@ -11,13 +11,16 @@ from torch import Tensor
 
 from accel.caching.carriers import Output
 from accel.caching.forecasters import hold
-from accel.caching.state import Cache
+from accel.caching.state import Cache, History
 from accel.method import Site
 from accel.step import Run
+from accel.work import Work
 
 from .branches import LABEL, Differences, Split
 from .combination import Combination
-from .response import Response, response
+from .foreseen import difference_ahead, latents_ahead
+from .passing import RETURNS, passed
+from .response import Response, check_arguments, response
 from .rule import Rule, extrapolated
 from .surprise import surprise
 from .transfer import moved
@@ -47,6 +50,14 @@ class Fields(Protocol):
     def guidance(self) -> tuple[int, ...]: ...
 
 
+class Held(History):
+    """Hands on the newest value itself: as an output it is looked at by nobody but the pipeline."""
+
+    def forecast(self, index: int) -> Any:
+        assert self._build is not None, "held output asked for before the first"
+        return self._build(list(self._kept[0]))
+
+
 class Stepper:
     """A plan of outputs at the step seam of one pipeline.
 
@@ -66,20 +77,38 @@ class Stepper:
         self._responses: dict[Any, Response] = {}
         self._rules: dict[Any, Rule] = {}
         self._key: Any = None
+        self._passes = False
 
     def install(self) -> None:
-        clock = self.site.clock
+        clock, report = self.site.clock, self.site.report
+        if self.site.keep_on != "device":
+            raise ValueError(
+                f"Planned of carrier 'output' keeps a few latents where every step combines them, "
+                f"on the device, not on {self.site.keep_on!r}; set keep_on='device'"
+            )
         clock.on_begin.append(self._begin)
         clock.on_end.append(self._end)
         clock.step_handlers.append(self._step)
-        self.site.report.holders.append(lambda: sum(g.bytes() for g in self._groups))
-        cache = Cache(self.site, hold, 1)
+        report.keep_once(self._ring_bytes, self._ring_bytes, self._ring_ahead)
+        cache = Cache(self.site, hold, 1, Held)
         Output(self.site, cache, self, "Planned", forecasts=True).install()
         if self.plan.guidance:
-            self.site.report.holders.append(self._differences.bytes)
+            kept = self._differences
+            report.keep_once(kept.bytes, kept.full_bytes, self._differences_ahead)
             whole = {name: [""] for name in self.site.denoisers}
-            self.site.report.skip_set("Planned", LABEL, whole)
+            report.skip_set("Planned", LABEL, whole)
             Split(self.site, self._by_itself, self._differ, self._guess).install()
+
+    def _ring_bytes(self) -> int:
+        return sum(group.bytes() for group in self._groups)
+
+    def _ring_ahead(self, args: Any, kwargs: Any, work: Work) -> int:
+        length = sum(group.length for group in self._groups)
+        return self._ring_bytes() or length * latents_ahead(self.site, args, kwargs, work)
+
+    def _differences_ahead(self, args: Any, kwargs: Any, work: Work) -> int:
+        told = self._differences.full_bytes()
+        return told or 2 * difference_ahead(self.site, args, kwargs, work)
 
     def computes(self, index: int, total: int) -> bool:
         """The policy: nodes of the run going on, and what the guard adds."""
@@ -105,6 +134,7 @@ class Stepper:
         self._alone = set(plan.nodes) - set(plan.guidance) if plan.guidance and as_made else set()
         if len(self.nodes) < run.total:
             scheduler = self.site.pipe.scheduler
+            self._passes = type(scheduler) in RETURNS and self.site.clock.last(self._step)
             self._key = (type(scheduler), str(scheduler.config), run.total, *run.sigmas)
             if self._key not in self._responses:
                 self._responses[self._key] = response(scheduler, run.total)
@@ -139,6 +169,8 @@ class Stepper:
         if run is None or not self._groups or run.index >= run.total:
             return call(output, t, sample, **rest)
         index = run.index
+        if index == 0:
+            check_arguments(self.site.pipe.scheduler, rest)
         if index in self.nodes and index and self._limits:
             self._watch(index, run.total, output)
         for group in self._groups:
@@ -149,7 +181,9 @@ class Stepper:
         if len(parts) > 1:
             state = torch.empty_like(sample)
             for group, part in zip(self._groups, parts, strict=True):
-                state[list(group.rows or ())] = part
+                group.put(part, state)
+        if self._passes:
+            return passed(self.site.pipe.scheduler, t, state, rest.get("return_dict", True))
         return replaced(call(output, t, sample, **rest), state)
 
     def _watch(self, index: int, total: int, output: Tensor) -> None:

@@ -20,7 +20,7 @@ from accel.step import Run
 
 from .branches import Split
 from .gram import Gram
-from .response import Response, response
+from .response import Response, check_arguments, response
 from .sketch import GUIDANCE, Sketching
 
 Caller = Callable[[int], Any]
@@ -49,6 +49,7 @@ class Recording(Method):
             self.seen.append((response(site.pipe.scheduler, run.total), run.sigmas))
 
         def step(call: Callable[..., Any], output: Tensor, t: Any, sample: Tensor, **rest: Any):
+            check_arguments(site.pipe.scheduler, rest)
             self.states.append(sample.detach().float().cpu().clone())
             self.outputs.append(output.detach().float().cpu().clone())
             result = call(output, t, sample, **rest)

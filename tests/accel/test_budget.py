@@ -13,6 +13,7 @@ from accel.caching import (
     FasterCache,
     FasterDiffusion,
     FirstBlockCache,
+    Planned,
     TaylorSeer,
 )
 from accel.memory import Kept, parse_size, sized
@@ -21,6 +22,8 @@ from tests.probes import computed
 from tests.tiny_pipelines import call, make
 
 EVERYWHERE = (0.0, 1.0)
+WEIGHTS = (0.1, 0.0, 0.0, 0.0, 0.1)
+PLAN = Planned(nodes=(0, 1, 3, 6, 9), steps=13, weights=((),) * 4 + (WEIGHTS,))
 
 
 def expected(pipe):
@@ -41,6 +44,9 @@ def expected(pipe):
         (PAB(feed_forward=2, window=EVERYWHERE), "flux_distilled"),
         (FasterCache(guidance_interval=1), "wan"),
         (FasterCache(guidance_interval=1), "cogvideox"),
+        (PLAN, "sd"),
+        (dataclasses.replace(PLAN, guidance=(0, 1, 9)), "cogvideox"),
+        (dataclasses.replace(PLAN, carrier="module", weights=()), "wan"),
     ],
     ids=str,
 )  # fmt: skip
@@ -87,6 +93,31 @@ def test_a_run_that_needs_more_is_refused_before_the_denoiser_runs(name):
         assert f"carrier={carrier!r} keeps {sized(expected(pipe))}" in message
     pipe.enable_acceleration(method)
     assert torch.equal(call(pipe, name), latents)
+
+
+@pytest.mark.parametrize(("name", "guidance"), [("wan", (0, 1, 9)), ("wan_i2v", ()), ("sd", ())])
+def test_latents_of_a_plan_are_counted_before_the_denoiser_runs(name, guidance):
+    """Five of a sample in float32, whatever the branches are, and their differences."""
+    pipe, plan = make(name), dataclasses.replace(PLAN, guidance=guidance)
+    pipe.enable_acceleration(plan)
+    latents = call(pipe, name, steps=13)
+    needed = expected(pipe)
+    held = 2 * latents.nbytes  # what the pipeline is given while a step is skipped
+    assert needed == 5 * 4 * latents.numel() + held * (2 if guidance else 1)
+    pipe.enable_acceleration(plan, max_bytes=needed)
+    assert torch.equal(call(pipe, name, steps=13), latents)
+    pipe.enable_acceleration(plan, max_bytes=needed - 1)
+    denoiser = next(iter(pipe.acceleration._site.denoisers.values()))
+    with computed(denoiser) as ran, pytest.raises(ValueError, match=f"keep {needed} bytes"):
+        call(pipe, name, steps=13)
+    assert ran == []
+
+
+def test_a_plan_of_outputs_keeps_nothing_in_host_memory():
+    pipe = make("wan")
+    with pytest.raises(ValueError, match="on the device, not on 'cpu'; set keep_on='device'"):
+        pipe.enable_acceleration(PLAN, keep_on="cpu")
+    assert not pipe.acceleration
 
 
 def test_a_second_branch_that_the_pipeline_does_not_announce_is_refused_in_its_turn():

@@ -10,7 +10,7 @@ from diffusers import WanPipeline
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from accel import Plan
-from accel.caching import DeepCache, FirstBlockCache, TaylorSeer
+from accel.caching import DeepCache, FirstBlockCache, Planned, TaylorSeer
 from accel.patch import CALL
 from tests.probes import HALF, plain
 from tests.tiny_pipelines import call, make
@@ -59,6 +59,25 @@ def test_no_step_of_a_static_schedule_waits_for_the_host(name, method):
     pipe = make(name)
     by_itself = waits(pipe, name, 8) - waits(pipe, name, 4)
     pipe.enable_acceleration(method)
+    enabled = waits(pipe, name, 8) - waits(pipe, name, 4)
+    assert enabled - by_itself == collections.Counter()
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("wan", {"guard": False, "limits": (0.0,) * 4}),
+        ("wan", {"guidance": (0, 3)}),
+        ("wan", {"carrier": "module"}),
+        ("sd", {"guard": False}),
+    ],
+)
+def test_no_step_of_a_plan_waits_for_the_host(name, fields):
+    pipe = make(name)
+    by_itself = waits(pipe, name, 8) - waits(pipe, name, 4)
+    pipe.enable_acceleration(Planned(nodes=(0, 1, 3, 6), steps=8, **fields))
+    for steps in (8, 4):  # the scheduler is found out about once for each number of steps
+        call(pipe, name, steps=steps)
     enabled = waits(pipe, name, 8) - waits(pipe, name, 4)
     assert enabled - by_itself == collections.Counter()
 

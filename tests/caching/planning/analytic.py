@@ -5,6 +5,7 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
 )
@@ -21,6 +22,7 @@ SCHEDULERS = {
     "noise ddim": lambda: DDIMScheduler(clip_sample=False, set_alpha_to_one=False),
     "noise dpm++": DPMSolverMultistepScheduler,
     "noise unipc": UniPCMultistepScheduler,
+    "noise euler": EulerDiscreteScheduler,
 }
 
 
@@ -36,16 +38,20 @@ class Gaussian:
     def __init__(self, name, variances, samples=6, entries=16, even=False):
         self.kind, self.scheduler = name.split()[0], SCHEDULERS[name]()
         self.scheduler.set_timesteps(STEPS)
+        self.scaled = hasattr(self.scheduler, "is_scale_input_called")
         self.response, self.chunks, self.evaluations = response(self.scheduler, STEPS), 1, 0
         self.variances = torch.tensor(variances).double().repeat(entries)
         generator = torch.Generator().manual_seed(1)
         state = torch.randn(samples, len(self.variances), generator=generator).double()
         state = state.sign() if even else state
+        state = state * getattr(self.scheduler, "init_noise_sigma", 1.0)
         self.levels = [self._level(i) for i in range(STEPS)]
         self.sigmas = [s / a if self.kind == "noise" else s for a, s in self.levels]
         self.states, self.outputs = [state], []
         for i, t in enumerate(self.scheduler.timesteps):
             self.outputs.append(self.evaluate(i, state))
+            if self.scaled:  # or a warning says that the model's input is to be scaled
+                self.scheduler.scale_model_input(state, t)
             state = self.scheduler.step(self.outputs[i], t, state, return_dict=False)[0].double()
             self.states.append(state)
         self.first, self.gram = self.outputs[0], Gram(STEPS)
@@ -56,6 +62,8 @@ class Gaussian:
         if self.kind == "flow":
             sigma = float(self.scheduler.sigmas[i])
             return 1 - sigma, sigma
+        if self.scaled:  # its states are data plus noise, whatever the model is given
+            return 1.0, float(self.scheduler.sigmas[i])
         kept = float(self.scheduler.alphas_cumprod[int(self.scheduler.timesteps[i])])
         return kept**0.5, (1 - kept) ** 0.5
 

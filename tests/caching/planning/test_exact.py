@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from accel.caching.planning import planner
-from accel.caching.planning.combination import Combination
 from accel.caching.planning.fit import fitted_change
 from accel.caching.planning.gram import Gram
 from accel.caching.planning.planner import fit
@@ -206,22 +205,3 @@ def test_samples_all_alike_do_not_blow_up():
     found = fit(walker, NODES)
     assert np.isfinite(found.errors).all()
     assert max(abs(w) for row in found.weights for w in row) < 10
-
-
-def test_a_step_is_one_combination_that_compiles_whole():
-    walker = Gaussian("noise unipc", [0.1, 0.5])
-    rule = rule_of(walker, NODES)
-    combination, expected = Combination(rule), walker.state(0)
-    advance = torch.compile(combination.advance, backend="eager", fullgraph=True)
-    state, kept = expected.float(), []
-    for step in range(STEPS):
-        if step in NODES:
-            kept.append(walker.evaluate(step, expected))
-            combination.keep(step, kept[-1])
-        terms = [w * o for w, o in zip(rule.weights[step], kept, strict=False)]
-        expected = rule.decay[step] * expected + sum(terms)
-        state = (advance if step < 6 else combination.advance)(step, state)
-        torch.testing.assert_close(state.double(), expected, rtol=1e-4, atol=1e-4)
-    assert (
-        combination.length <= 4 and combination.bytes() == 4 * kept[0].numel() * combination.length
-    )

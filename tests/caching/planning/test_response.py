@@ -1,5 +1,6 @@
 """A scheduler's response to impulses is the scheduler, or it is refused."""
 
+import diffusers
 import pytest
 import torch
 from diffusers import (
@@ -8,6 +9,7 @@ from diffusers import (
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
     PNDMScheduler,
@@ -26,6 +28,8 @@ SCHEDULERS = {
     "dpm++": DPMSolverMultistepScheduler,
     "pndm": lambda: PNDMScheduler(skip_prk_steps=True),
     "heun": HeunDiscreteScheduler,
+    "euler": EulerDiscreteScheduler,
+    "euler v": lambda: EulerDiscreteScheduler(prediction_type="v_prediction"),
 }
 
 
@@ -48,6 +52,20 @@ def test_states_follow_from_the_first_and_the_outputs(name):
             expected = expected + found.outputs[i, j] * output
         assert (expected - states[i]).abs().max() < 1e-5 * states[i].abs().max()
     assert (found.outputs[0] == 0).all() and found.start[0] == 1
+
+
+def test_a_scheduler_is_asked_without_a_warning(caplog):
+    """Euler would say once a step that the model's input has to be scaled; here there is none."""
+    scheduler = EulerDiscreteScheduler()
+    scheduler.set_timesteps(5)
+    diffusers.utils.logging.enable_propagation()
+    try:
+        response(scheduler, 5)
+        assert caplog.records == [] and not scheduler.is_scale_input_called
+        scheduler.step(torch.zeros(1), scheduler.timesteps[0], torch.zeros(1))
+    finally:
+        diffusers.utils.logging.disable_propagation()
+    assert "scale_model_input" in caplog.text
 
 
 def test_a_copy_is_asked():

@@ -1,5 +1,6 @@
 """Calibration on real pipelines: recorded runs, single steps from any state, the plan at work."""
 
+import tempfile
 import warnings
 
 import numpy as np
@@ -51,7 +52,13 @@ def test_a_step_from_the_true_state_gives_the_true_output(name):
 
 @pytest.mark.parametrize(
     ("name", "scheduler"),
-    [("sd", "ddim"), ("sd", "dpm++"), ("wan", "flow_unipc"), ("wan", "flow_euler")],
+    [
+        ("sd", "ddim"),
+        ("sd", "dpm++"),
+        ("sd", "euler"),
+        ("wan", "flow_unipc"),
+        ("wan", "flow_euler"),
+    ],
 )
 def test_a_plan_runs_as_it_was_fitted(name, scheduler):
     pipe = make(name, scheduler)
@@ -127,6 +134,28 @@ def test_one_prompt_and_few_samples_still_give_a_plan():
         found.record()
         assert all(nodes[0] == 0 for nodes in candidates(found, 4, Foretold(found)))
         assert torch.isfinite(torch.tensor(search(found, 4).best.errors)).all()
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
+def test_what_was_spilled_to_a_file_is_gone_however_calibration_ends(error, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    pipe, spilled = make("sd"), set()
+
+    def look(*_):
+        spilled.update(tmp_path.glob("accel-plan-*/*"))
+        if spilled and error is not None:
+            raise error("stop")
+
+    hook = pipe.unet.conv_in.register_forward_hook(look)
+    options = {"steps": 4, "budget": 2, "progress": False, "height": 32, "width": 32}
+    if error is None:
+        accel.calibrate(pipe, PROMPTS[:2], **options)
+    else:
+        with pytest.raises(error, match="stop"):
+            accel.calibrate(pipe, PROMPTS[:2], **options)
+    hook.remove()
+    assert spilled and list(tmp_path.iterdir()) == []
+    assert not pipe.acceleration
 
 
 def test_without_nodes_the_command_is_named():
