@@ -96,6 +96,9 @@ def cells(layout: BlockLayout) -> Tensor:
 def recall(q: Tensor, k: Tensor, layout: BlockLayout, scale: float, count: int) -> Tensor:
     """(H,) float32: attention mass that `layout` covers on `count` query rows spread evenly.
 
+    Of the mass that the model itself spreads: keys in no block of the layout, which a padding mask
+    hides, have none.
+
     Args:
         q, k: (B, S_q, H, D) and (B, S_k, H_k, D), in the order of the layout.
     """
@@ -104,5 +107,8 @@ def recall(q: Tensor, k: Tensor, layout: BlockLayout, scale: float, count: int) 
     group = q.shape[2] // k.shape[2]
     keys = k.transpose(1, 2).float().repeat_interleave(group, 1)
     scores = q[:, at].transpose(1, 2).float() @ keys.mT * scale
+    key = torch.arange(k.shape[1], device=q.device)
+    hidden = key >= layout.k_start[..., -1:]  # (B or 1, H or 1, S_k)
+    scores = scores.masked_fill(hidden[:, :, None], -torch.inf)
     kept = layout.rows(at)
     return (scores.softmax(-1) * kept).sum(-1).mean((0, 2))
