@@ -27,11 +27,11 @@ class Log:
         self.rows: list[tuple[Step, str, int, str, Tensor, Tensor | None]] = []
         self.maps: dict[tuple[str, int], Tensor] = {}
         self.kernels: dict[str, str] = {}
-        self.spent: dict[str, list[Any]] = {"map": [], "kernel": []}
+        self.spent: dict[str, list[Any]] = {"map": [], "kernel": [], "report": []}
 
     @contextmanager
     def timed(self, what: str, device: torch.device) -> Iterator[None]:
-        """Add the time within to "map" or "kernel"."""
+        """Add the time within to "map", "kernel" or "report"."""
         if device.type != "cuda":
             begin = time.perf_counter()
             yield
@@ -59,7 +59,9 @@ class Log:
         )
         maps = {key: cells.cpu() for key, cells in self.maps.items()}
         seconds = {what: sum(map(_seconds, spent)) for what, spent in self.spent.items()}
-        return AttentionRecord(rows, dict(self.kernels), seconds["map"], seconds["kernel"], maps)
+        return AttentionRecord(
+            rows, dict(self.kernels), seconds["map"], seconds["kernel"], maps, seconds["report"]
+        )
 
 
 def _seconds(spent: Any) -> float:
