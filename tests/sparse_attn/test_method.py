@@ -7,6 +7,7 @@ import torch
 
 import accel
 from accel.caching import TaylorSeer
+from accel.self_attention import self_attention
 from accel.sparse_attn import (
     Full,
     SlidingTile,
@@ -140,6 +141,25 @@ def test_short_sequences_stay_dense():
     with pytest.warns(UserWarning, match="SparseAttention skipped nothing"):
         _, report = run(shortest=33)
     assert report.computed_fraction == 1
+
+
+def test_attention_across_frames_is_sparse_where_there_are_enough_of_them():
+    """Of AnimateDiff: 8 frames in 4 tiles; pictures of 16 x 16 tokens in 16."""
+    sizes = {"num_frames": 8, "steps": 2}
+    reference = call(make("animatediff"), "animatediff", **sizes)
+    for pattern in (Full(), SlidingTile((1, 1, 1), (2, 4, 4))):
+        pipe = make("animatediff")
+        method = SparseAttention(pattern, kernel="gather", shortest=8, dense_until=0.0)
+        pipe.enable_acceleration(method)
+        latents = call(pipe, "animatediff", **sizes)
+        layers = self_attention(pipe.acceleration.family, pipe.unet)
+        temporal = {layer.number for layer in layers if layer.kind == "temporal"}
+        rows = [r for r in pipe.acceleration.report().attention.rows if r.layer in temporal]
+        density = 1.0 if isinstance(pattern, Full) else 0.25
+        assert {row.kernel for row in rows} == {"gather"} and {r.layer for r in rows} == temporal
+        assert {d for row in rows for d in row.density} == {density}
+        near = torch.allclose(latents, reference, rtol=1e-3, atol=1e-4 * reference.abs().max())
+        assert near == isinstance(pattern, Full)
 
 
 def test_what_patterns_keep_is_counted_and_freed_after_the_run():
