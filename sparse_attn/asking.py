@@ -11,7 +11,6 @@ from torch import Tensor
 from accel.family import Family
 from accel.method import Site
 from accel.self_attention import Layer, self_attention
-from accel.step import Step
 from accel.token_grid import TokenGrid
 
 from .kernels import KERNELS
@@ -76,8 +75,7 @@ def usual(pattern: Pattern, family: Family, q: Tensor, layers: int, text: int) -
         first = text if family.text == "first" else 0
         grid = TokenGrid(frames, rows, columns, first, text - first)
         tokens = q.expand(batch, grid.tokens, heads, size)
-        step = Step(0, 49, 50, 0.5, "cond")
-        place = Place(0, layers, 0.98, step, "cond", grid)
+        place = Place(0, layers, 0.98, None, None, grid)
         try:
             routing = pattern.route(tokens, tokens, tokens, place)
         except ValueError:  # settings for other sizes or other layers

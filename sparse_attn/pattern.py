@@ -81,6 +81,9 @@ class Pattern(Protocol):
     def route(self, q: Tensor, k: Tensor, v: Tensor, place: Place) -> Routing | None:
         """The blocks to compute for q (B, S_q, H, D), k and v (B, S_k, H_k, D).
 
-        None means dense: the attention of the model is called as it was.
+        None means dense: the attention of the model is called as it was. Also asked when
+        acceleration is enabled, with zeros and `place.step` None, for the kind of layout it makes.
+        That may be costly where rounds or clusters are many: a pattern with a method `quick()` is
+        asked by what that returns, a pattern of the same kind of layout.
         """
         ...
