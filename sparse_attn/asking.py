@@ -52,13 +52,15 @@ def query(site: Site, denoiser: torch.nn.Module, layers: list[Layer]) -> Tensor:
     """(1, 1, H, D) zeros of the type, on the device and with the heads that attention will have."""
     parameter = next(denoiser.parameters())
     device = getattr(site.pipe, "_execution_device", None) or parameter.device
+    if device.type == "meta":  # weights that are not there yet may come anywhere
+        device = torch.device("cpu")
     # weights that are kept quantised are computed with in bfloat16
     dtype = parameter.dtype if parameter.dtype in TYPES else torch.bfloat16
     heads, size = 1, 64
     for module in (layer.module for layer in layers):
-        if hasattr(module, "to_q") and hasattr(module, "heads"):
-            heads = module.heads
-            size = module.to_q.out_features // heads
+        width = getattr(getattr(module, "to_q", None), "out_features", None)
+        if width is not None and hasattr(module, "heads"):
+            heads, size = module.heads, width // module.heads
             break
     return torch.zeros(1, 1, heads, size, dtype=dtype, device=device)
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 import accel
 from accel.caching import TaylorSeer
@@ -222,11 +223,23 @@ def test_a_mask_is_followed_in_the_order_of_the_keys():
         torch.testing.assert_close(out, expected)
 
 
-def test_regional_compile_gives_the_same():
-    pipe, _ = run()
+@pytest.mark.parametrize("name", ["wan", "flux"])  # flux has two kinds of blocks
+def test_regional_compile_gives_the_same_and_compiles_once(name):
+    pipe = make(name)
+    pipe.enable_acceleration(method())
     torch._dynamo.reset()
-    eager = call(pipe, "wan", steps=5)
+    counters.clear()
+    eager = call(pipe, name, steps=3)
     pipe.transformer.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
-    compiled = call(pipe, "wan", steps=5)
+    compiled = call(pipe, name, steps=3)
     torch.testing.assert_close(compiled, eager, rtol=1e-3, atol=1e-3)
     assert set(pipe.acceleration.report().attention.kernels) == {"gather"}
+    graphs = counters["stats"]["unique_graphs"]
+    assert 1 <= graphs <= 3
+    wider = SparseAttention(SlidingTile((1, 1, 1), (1, 2, 4)), shortest=1)
+    pipe.enable_acceleration(wider)
+    other = call(pipe, name, steps=3)
+    assert counters["stats"]["unique_graphs"] == graphs
+    fresh = make(name)
+    fresh.enable_acceleration(wider)
+    torch.testing.assert_close(other, call(fresh, name, steps=3), rtol=1e-3, atol=1e-3)
