@@ -16,6 +16,7 @@ from .enable import accelerated
 from .fingerprint import fingerprint
 from .method import Method, Site
 from .plan import Plan
+from .prompts import GENERIC, drawn
 from .registry import find_method, methods
 from .step import Run
 
@@ -87,12 +88,13 @@ def calibratable() -> list[str]:
 
 def calibrate(
     pipe: Any,
-    prompts: Iterable[str],
+    prompts: Iterable[str] | None = None,
     method: str | Method = "planned",
     *,
     steps: int = 50,
     budget: int | None = None,
     speedup: float | None = None,
+    samples: int | None = None,
     effort: str = "normal",
     seed: int = 0,
     progress: bool = True,
@@ -102,11 +104,14 @@ def calibrate(
     """Run `pipe` in full on some prompts, and fit a method to what it did.
 
     Args:
-        prompts: one run each; what is fitted serves them all.
+        prompts: some of them are run, and what is fitted serves them all; if None, some of
+            `accel.prompts.GENERIC`, which the shipped models do not know.
         method: name of a method, or a method whose other fields are to be kept.
         steps: of a run.
         budget: for "planned", steps of a run that are computed.
         speedup: instead of `budget`, how many times fewer.
+        samples: runs, one each of as many prompts drawn by `seed`; if None, 8, or one a prompt
+            where they are fewer. More runs than prompts go round them, with other noise.
         effort: for "planned", "normal" (the schedules predicted best are tried, at the cost of 1.5
             full runs of every sample in all), "high" (changes of the best one too; 5 runs), or
             "gradient" (as high; then all weights are fitted by descent through the sampler).
@@ -123,17 +128,17 @@ def calibrate(
         full runs.
 
     Raises:
-        ValueError: a method that needs no calibration, no prompts, a budget that is missing or out
-            of place, or a model the method does not work on.
+        ValueError: a method that needs no calibration, no prompts, fewer than one sample, a budget
+            that is missing or out of place, or a model the method does not work on.
     """
     steps = call.pop("num_inference_steps", steps)
     wanted = find_method(method)() if isinstance(method, str) else method
     name = type(wanted).__name__
     if not isinstance(wanted, Calibrated | Searched):
         raise ValueError(f"{name} is not calibrated; these are: {', '.join(calibratable())}")
-    texts = list(prompts)
-    if not texts:
-        raise ValueError("calibration needs at least one prompt")
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts must be a list of texts, got one text: give [{prompts!r}]")
+    texts = drawn(GENERIC if prompts is None else list(prompts), samples, seed)
     if effort not in EFFORTS:
         raise ValueError(f"effort must be one of {', '.join(EFFORTS)}, got {effort!r}")
     computed = _budget(wanted, steps, budget, speedup)
@@ -171,7 +176,8 @@ def calibrate(
                     loss,
                 )
                 total = getattr(fitted, "steps", steps)  # second-order solvers take two a step
-                found |= fingerprint(pipe, Run(None, None, total=total))
+                asked = {name: parameter.default for name, parameter in known.items()} | options
+                found |= fingerprint(pipe, Run(None, None, total=total), asked)
             else:
                 recording = wanted.recording()
                 watched(recording)

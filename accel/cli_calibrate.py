@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import itertools
 import shlex
 import warnings
 from pathlib import Path
@@ -21,8 +20,7 @@ from .load import TINY, Model, first_line, load
 from .media import writable
 from .parse import parse_method
 from .plan import Plan
-
-SHIPPED_SAMPLES = 8
+from .prompts import GENERIC, SAMPLES, drawn
 
 
 def calibrate_command(
@@ -49,11 +47,15 @@ def calibrate_command(
     prompts: Annotated[
         Path | None,
         typer.Option(
-            help="Text file, a prompt a line.", show_default="captions of the shipped model"
+            help="Text file, a prompt a line.",
+            show_default="a list of ours, or captions of the shipped model",
         ),
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(min=1, help="Runs to record.", show_default="one a prompt")
+        int | None,
+        typer.Option(
+            min=1, help="Prompts drawn and run in full.", show_default="8, or all of fewer"
+        ),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
     guidance: Guidance = None,
@@ -87,17 +89,17 @@ def calibrate_command(
         opened = load(model, device=device, dtype=dtype, offload=offload)
     if recipe is not None and plan_beside.folder(opened.pipe) is None:
         raise BadInput(f"--recipe {recipe}: {opened.name} is no folder here; give --out instead")
-    texts = listed or _captions(opened, samples or SHIPPED_SAMPLES)
-    texts = list(itertools.islice(itertools.cycle(texts), samples or len(texts)))
+    texts = drawn(listed or _prompts(opened, samples or SAMPLES), samples, seed)
     request = Request(texts[0], steps, guidance, seed, None, frames, height, width)
     call: dict[str, Any] = arguments(opened.pipe, opened.defaults, request)
     for name in ("prompt", "output_type", "num_inference_steps"):
         call.pop(name, None)
     wanted: dict[str, Any] = {"steps": steps, "budget": budget, "speedup": speedup}
+    wanted |= {"samples": len(texts), "seed": seed, "effort": effort}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         try:
-            plan = calibrate(opened.pipe, texts, method, seed=seed, effort=effort, **wanted, **call)
+            plan = calibrate(opened.pipe, texts, method, **wanted, **call)
         except ValueError as error:
             raise BadInput(f"--for {for_}: {first_line(error)}") from error
     use: dict[str, Any] = {"--plan": out} if recipe is None else {"--recipe": recipe}
@@ -148,7 +150,8 @@ def _read(path: Path) -> list[str]:
     return texts
 
 
-def _captions(model: Model, count: int) -> list[str]:
+def _prompts(model: Model, count: int) -> list[str]:
+    """Prompts for who gives none; the shipped models know their captions only."""
     if not model.shipped:
-        raise BadInput(f"--prompts FILE is needed for {model.name}: a prompt a line")
+        return list(GENERIC)
     return list(importlib.import_module(TINY).captions(model.name, count))

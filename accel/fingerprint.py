@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections.abc import Mapping
@@ -28,12 +29,25 @@ SETTINGS = (
     "use_karras_sigmas",
 )
 """Settings of a scheduler that move its noise levels or change its rule."""
+GUIDANCE = {
+    "guidance_scale": "guidance",
+    "guidance_scale_2": "guidance_scale_2",
+    "guidance_rescale": "guidance_rescale",
+    "true_cfg_scale": "true_cfg_scale",
+    "image_guidance_scale": "image_guidance_scale",
+}
+"""Arguments of pipelines that say how branches are mixed, and what a fingerprint calls them."""
 
 
-def fingerprint(pipe: Any, run: Run) -> dict[str, str | int | float]:
+def fingerprint(
+    pipe: Any, run: Run, called: Mapping[str, Any] | None = None
+) -> dict[str, str | int | float]:
     """What a run that begins has of: model, weights, adapters, scheduler, steps, guidance.
 
     The model is the last part of its path or hub id, or the pipeline's class where it has neither.
+
+    Args:
+        called: arguments of the pipeline's call; of the call going on if None.
     """
     name = PurePath(str(getattr(pipe, "name_or_path", "") or "")).name
     found: dict[str, str | int | float] = {"model": name or type(pipe).__name__, **kind(pipe)}
@@ -47,10 +61,32 @@ def fingerprint(pipe: Any, run: Run) -> dict[str, str | int | float]:
         shown = [f"{k}={config[k]}" for k in SETTINGS if config.get(k) not in (None, False)]
         found["scheduler settings"] = ", ".join(shown)
     found["steps"] = run.total
-    guidance = getattr(pipe, "guidance_scale", None)
-    if isinstance(guidance, int | float):
-        found["guidance"] = float(guidance)
+    return found | _guidance(pipe, called)
+
+
+def _guidance(pipe: Any, called: Mapping[str, Any] | None) -> dict[str, float]:
+    """How branches of guidance are mixed, as far as the pipeline, its guider or the call tell."""
+    owners, found = (pipe, getattr(pipe, "guider", None)), {}
+    for name, label in GUIDANCE.items():
+        told = [getattr(o, n) for o in owners for n in (name, f"_{name}") if hasattr(o, n)]
+        if not told:
+            called = _call_of(pipe) if called is None else called
+            told = [called.get(name)]
+        if isinstance(told[0], int | float):
+            found[label] = float(told[0])
     return found
+
+
+def _call_of(pipe: Any) -> dict[str, Any]:
+    """Arguments of guidance in the call of `pipe` that is going on; some are kept nowhere else."""
+    function = inspect.unwrap(type(pipe).__call__)
+    names = GUIDANCE.keys() & inspect.signature(function).parameters
+    frame = inspect.currentframe() if names else None
+    while frame is not None:
+        if frame.f_code is function.__code__ and frame.f_locals.get("self") is pipe:
+            return {name: frame.f_locals.get(name) for name in names}
+        frame = frame.f_back
+    return {}
 
 
 def kind(pipe: Any) -> dict[str, str]:

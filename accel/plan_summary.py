@@ -69,17 +69,18 @@ def _budget(measured: Mapping[str, Any]) -> str:
 
 
 def _held_out(measured: Mapping[str, Any]) -> str:
-    count = measured.get("held_out")
-    over = f", {count} samples, each fitted on the others" if count else ""
-    return f"{measured['held_out_db']:.1f} dB PSNR to the full run, in latent space{over}"
+    said = f"{measured['held_out_db']:.1f} dB PSNR to the full run, in latent space"
+    count, tried = measured.get("held_out"), measured.get("tried", 1)
+    if count == 0:
+        return f"{said}, on the one sample it was fitted to: nothing was held out"
+    said += f", {count} samples, each fitted on the others" if count else ""
+    return said + (f"; the best of {tried} tried, so expect less" if tried > 1 else "")
 
 
 def _cost(measured: Mapping[str, Any]) -> str:
     runs = f"{measured['cost']:.1f} full runs of one sample"
     if measured.get("samples"):
         runs += f", {measured['samples']} of them to record"
-    if measured.get("seconds"):
-        runs += f"; {measured['seconds']:.0f} s"
     return runs
 
 
@@ -90,7 +91,8 @@ def _carriers(measured: Mapping[str, Any]) -> str:
 
 def _gradient(measured: Mapping[str, Any]) -> str:
     rounds = measured.get("gradient_rounds", 0)
-    return f"{measured['gradient_gain']:+.2f} (dB, of the latent loss) after {rounds} rounds"
+    unit = "of the given loss" if measured.get("gradient_loss") == "given" else "dB"
+    return f"{measured['gradient_gain']:+.2f} {unit} after {rounds} rounds"
 
 
 WAYS = {
@@ -100,7 +102,14 @@ WAYS = {
     "modules": "module_db",
 }
 """Ways of planning that calibration may compare."""
-KNOWN = {"steps", "samples", "held_out", "seconds", "gradient_rounds", *WAYS.values()}
+KNOWN = {
+    "steps",
+    "samples",
+    "held_out",
+    "gradient_rounds",
+    "gradient_loss",
+    *WAYS.values(),
+}
 """Measurements that are part of a line made of another."""
 SAID: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "computes": ("budget", _budget),

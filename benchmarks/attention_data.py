@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +23,11 @@ SHARPNESS = 9.0
 """Logit of a token with itself, where that of tokens far apart is about 0."""
 LABELS = 24
 PROMPT = "a red circle moving left and a blue square moving right"
+
+CALLS = {
+    "shapes-t2v-long": tiny.call_defaults("shapes-t2v") | {"height": 128, "width": 128},
+}
+"""Call arguments of models from a folder."""
 
 QKV = tuple[Tensor, Tensor, Tensor]
 
@@ -84,6 +91,14 @@ def _features(x: Tensor, width: int, draw: torch.Generator) -> Tensor:
     return (angle + shift).cos() * math.sqrt(2 / width)
 
 
+def opened(folder: str) -> Any:
+    """The pipeline of a folder, in float32."""
+    from diffusers import DiffusionPipeline
+
+    absent = tiny.absent(Path(folder))
+    return DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, **absent)
+
+
 @dataclass(frozen=True)
 class Recording:
     """A pattern that leaves attention dense and keeps q, k and v of some steps.
@@ -108,9 +123,16 @@ class Recording:
         return None
 
 
-def recorded(model: str, steps: int = 50, seed: int = 0) -> Iterator[Sample]:
-    """Self-attention of a shipped model: at 40 % of a run and, for what is kept, at 24 %."""
-    pipe, settings = tiny.load(model), tiny.call_defaults(model)
+def recorded(
+    model: str, steps: int = 50, seed: int = 0, folder: str | None = None
+) -> Iterator[Sample]:
+    """Self-attention of a shipped model: at 40 % of a run and, for what is kept, at 24 %.
+
+    Args:
+        folder: where the pipeline is, if not among those that ship.
+    """
+    pipe = tiny.load(model) if folder is None else opened(folder)
+    settings = tiny.call_defaults(model) if model in tiny.NAMES else dict(CALLS[model])
     settings |= {"num_inference_steps": steps, "output_type": "latent"}
     early, late = round(0.24 * steps), round(0.4 * steps)
     recording = Recording((early, late))

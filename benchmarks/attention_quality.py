@@ -1,7 +1,8 @@
 """Which pattern keeps most of attention? Error and recall against density, for every pattern.
 
 `python -m benchmarks.attention_quality` goes on where it stopped and writes
-results/attention_quality.{json,md,png}. Nothing is timed here. Patterns that look at the sample see
+results/attention_quality.{json,md,png}; `--folder shapes-t2v-long=DIR` takes a model from a folder.
+Nothing is timed here. Patterns that look at the sample see
 an earlier call first and are judged on a later one, as in a run; "exact blocks" knows the attention
 of the call itself and "random blocks" nothing.
 """
@@ -10,8 +11,9 @@ from __future__ import annotations
 
 import functools
 import math
+import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +29,7 @@ from accel.sparse_attn.kernels import KERNELS
 from accel.sparse_attn.ordered import attend_routed
 from accel.sparse_attn.ordered import in_order as ordered
 from accel.sparse_attn.pattern import Pattern, Place
-from benchmarks import page
+from benchmarks import options, page
 from benchmarks.attention_data import QKV, Sample, recorded, synthetic
 from benchmarks.attention_patterns import PATTERNS
 from benchmarks.cells import Cells
@@ -35,6 +37,7 @@ from benchmarks.cells import Cells
 RESULTS = Path(__file__).parent / "results"
 KINDS = ("space", "time", "clusters")
 MODELS = ("shapes-t2v", "shapes-t2v-long")
+CONTROL = "(control)"
 console = Console(stderr=True)
 
 INTRODUCTION = """# How much of attention patterns keep
@@ -51,7 +54,8 @@ density, but for the means that fill in for clusters (EAR). "exact blocks" is th
 blocks in raster order with the same number per row could recall; patterns that order tokens anew
 can pass it. SparseVideoGen2 has 20 and 64 clusters, of 2,048 tokens the published
 shares. VSA is the choice of its untrained coarse scores; the trained module is more than that.
-Nothing is timed.
+Nothing is timed. *On the front*: no setting of any pattern, controls aside, has both a lower or the
+same density and a smaller error (or a higher recall); the wide grey lines of the picture.
 """
 
 
@@ -97,12 +101,32 @@ def dense(call: QKV) -> tuple[Tensor, Tensor]:
     return out[None], torch.stack([s.logsumexp(-1) for s in scores])[None]
 
 
-def samples(models: Sequence[str], kinds: Sequence[str]) -> Iterator[Sample]:
-    """All there is to judge on; models that are not shipped are left out."""
-    yield from (synthetic(kind) for kind in kinds)
+def samples(
+    models: Sequence[str], kinds: Sequence[str], folders: Mapping[str, str], until: float
+) -> Iterator[Sample]:
+    """All there is to judge on: made data, then models that ship or have a folder.
+
+    Nothing is made or recorded later than `until` on the monotonic clock.
+    """
+    yield from (synthetic(kind) for kind in kinds if time.monotonic() <= until)
     for model in models:
-        if model in tiny.NAMES:
-            yield from recorded(model)
+        if time.monotonic() <= until:
+            yield from recorded(model, folder=folders.get(model))
+
+
+def present(models: Sequence[str] | None, folders: Mapping[str, str]) -> list[str]:
+    """Those to record: of all known ones those that are there, or just those asked for.
+
+    Raises:
+        SystemExit: one that is asked for is unknown, or neither ships nor has a folder.
+    """
+    there = [model for model in MODELS if model in tiny.NAMES or model in folders]
+    for model in (*(models or ()), *folders):
+        if model not in MODELS:
+            raise SystemExit(f"unknown model {model!r}; known: {', '.join(MODELS)}")
+        if model not in there:
+            raise SystemExit(f"{model} does not ship here; give --folder {model}=DIR")
+    return there if models is None else [*models]
 
 
 Curves = dict[str, dict[str, list[tuple[float, float, float]]]]
@@ -126,6 +150,24 @@ def curves(cells: Cells) -> Curves:
     return result
 
 
+Point = tuple[float, float]
+
+
+def front(points: Iterable[Point]) -> list[Point]:
+    """Those of (density, loss) that no other undercuts in one and matches in the other."""
+    kept: list[Point] = []
+    for point in sorted(points):
+        if not kept or point[1] < kept[-1][1]:
+            kept.append(point)
+    return kept
+
+
+def fronts(patterns: Mapping[str, list[tuple[float, float, float]]]) -> tuple[list[Point], ...]:
+    """(density, error) and (density, 1 - recall) of the best settings of all patterns."""
+    found = [p for name, many in patterns.items() if not name.endswith(CONTROL) for p in many]
+    return front((d, e) for d, e, _ in found), front((d, 1 - r) for d, _, r in found)
+
+
 def draw(found: Curves, path: Path) -> None:
     """Error (above) and recall (below) against density, a column a kind of data."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -144,6 +186,14 @@ def draw(found: Curves, path: Path) -> None:
                 density, [e or math.nan for e in error], label=label, **looks[name]
             )
             axes[1][column].plot(density, recall, **looks[name])
+        errors, losses = fronts(patterns)
+        band = {"color": "0.5", "alpha": 0.3, "linewidth": 7, "drawstyle": "steps-post"}
+        for axis, line in (
+            (axes[0][column], [(d, e or math.nan) for d, e in errors]),
+            (axes[1][column], [(d, 1 - loss) for d, loss in losses]),
+        ):
+            label = "Pareto front" if axis is axes[0][0] else None
+            axis.plot(*zip(*line, strict=True), label=label, zorder=1, **band)
         axes[0][column].set_title(data, fontsize=9)
         axes[1][column].set_xlabel("density: share of query-key pairs computed")
     axes[0][0].set_yscale("log")
@@ -158,7 +208,7 @@ def draw(found: Curves, path: Path) -> None:
 
 def _look(number: int, name: str) -> dict[str, Any]:
     """Line and markers; settings that are no scale of one another are not joined."""
-    if name.endswith("(control)"):
+    if name.endswith(CONTROL):
         return {"color": "0.3", "linestyle": "-." if name.startswith("exact") else ":"}
     blue_to_red = ("navy", "tab:blue", "tab:cyan", "tab:green", "tab:olive", "gold", "tab:orange")
     colours = (*blue_to_red, "tab:red", "darkred", "tab:purple", "tab:pink", "tab:brown")
@@ -173,13 +223,16 @@ def _look(number: int, name: str) -> dict[str, Any]:
 
 def markdown(found: Curves, cells: Cells) -> str:
     """The page of the results: a row a setting."""
-    rows = [
-        [data.split("\n")[0], name, f"{density:.3f}", f"{recall:.3f}", f"{error:.4f}"]
-        for data, patterns in found.items()
-        for name in PATTERNS
-        for density, error, recall in patterns.get(name, [])
-    ]
-    head = ["data", "pattern", "density", "recall", "error"]
+    rows = []
+    for data, patterns in found.items():
+        best = dict(zip(("error", "recall"), map(set, fronts(patterns)), strict=True))
+        for name in (p for p in PATTERNS if p in patterns):
+            for density, error, recall in patterns[name]:
+                loss = {"error": (density, error), "recall": (density, 1 - recall)}
+                on = [of for of in loss if loss[of] in best[of] and not name.endswith(CONTROL)]
+                numbers = [f"{density:.3f}", f"{recall:.3f}", f"{error:.4f}"]
+                rows.append([data.split("\n")[0], name, *numbers, " and ".join(on)])
+    head = ["data", "pattern", "density", "recall", "error", "on the front of"]
     return f"{INTRODUCTION}\n{page.markdown(head, rows)}{page.provenance(cells)}"
 
 
@@ -187,28 +240,34 @@ def main(
     models: Annotated[list[str] | None, typer.Option("--model")] = None,
     kinds: Annotated[list[str] | None, typer.Option("--kind")] = None,
     only: Annotated[list[str] | None, typer.Option("--pattern")] = None,
+    folder: options.Folders = None,
+    minutes: options.Minutes = 1e9,
+    report_only: Annotated[bool, typer.Option(help="Only write table and picture.")] = False,
     out: Annotated[Path, typer.Option(help="Results; .md and .png go beside.")] = (
         RESULTS / "attention_quality.json"
     ),
 ) -> None:
     """Measure what is missing, then write the table and the picture."""
     torch.set_num_threads(1)
-    cells = Cells(out)
-    for sample in samples(models or MODELS, kinds or KINDS):
+    cells, until, folders = Cells(out), time.monotonic() + 60 * minutes, options.places(folder)
+    chosen = [] if report_only else present(models, folders)
+    for sample in samples(chosen, [] if report_only else kinds or KINDS, folders, until):
         grid = sample.grid
-        for name in only or PATTERNS:
-            for pattern in PATTERNS[name]:
-                console.log(f"{sample.data} layer {sample.layer}: {pattern}", highlight=False)
-                cells.run(
-                    functools.partial(measure, pattern, sample),
-                    data=sample.data,
-                    made="recorded" if sample.data in MODELS else "synthetic",
-                    grid=f"{grid.frames} x {grid.height} x {grid.width}",
-                    layer=sample.layer,
-                    pattern=name,
-                    setting=describe(pattern),
-                )
-    found = curves(cells)
+        for name, pattern in ((n, p) for n in only or PATTERNS for p in PATTERNS[n]):
+            if time.monotonic() > until:
+                break
+            console.log(f"{sample.data} layer {sample.layer}: {pattern}", highlight=False)
+            cells.run(
+                functools.partial(measure, pattern, sample),
+                data=sample.data,
+                made="recorded" if sample.data in MODELS else "synthetic",
+                grid=f"{grid.frames} x {grid.height} x {grid.width}",
+                layer=sample.layer,
+                pattern=name,
+                setting=describe(pattern),
+            )
+    if not (found := curves(cells)):
+        raise SystemExit(f"{out} has no results to show; give more --minutes")
     draw(found, out.with_suffix(".png"))
     out.with_suffix(".md").write_text(markdown(found, cells))
 

@@ -6,7 +6,7 @@ import functools
 import importlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from accel.sparse_attn.kernels import KERNELS
-from accel.sparse_attn.kernels.external import EXTERNAL
 from accel.sparse_attn.layout import BlockLayout, uniform
 from accel.sparse_attn.pattern import Pattern, Place
 from accel.sparse_attn.patterns import (
+    VSA,
+    AdaSpa,
+    AttentionTile,
     DraftAttention,
     Jenga,
     Radial,
@@ -32,6 +34,24 @@ from accel.sparse_attn.patterns import (
 from accel.token_grid import TokenGrid
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+BLOCK = 128
+EXACT = (
+    "SDPA flash",
+    "SDPA cuDNN",
+    "FlashAttention 2",
+    "FlashAttention 3",
+    "FlashAttention 4",
+    "xformers",
+    "flex",
+)
+"""Dense attention that is right up to the rounding of its dtype."""
+LOSSY = ("SageAttention",)
+"""Dense attention that quantises: no bar for kernels that do not."""
+PACKAGES = {
+    "FlashAttention 2": "flash_attn",
+    "xformers": "xformers",
+    "SageAttention": "sageattention",
+}
 
 
 @dataclass(frozen=True)
@@ -68,58 +88,72 @@ SHAPES = {
 }
 
 
+def parse(text: str) -> Shape:
+    """A named shape, or frames x height x width x heads x head size such as `2x8x8x2x64`."""
+    if text in SHAPES:
+        return SHAPES[text]
+    try:
+        frames, height, width, heads, head = map(int, text.split("x"))
+    except ValueError:
+        known = ", ".join(SHAPES)
+        raise SystemExit(f"unknown shape {text!r}; known: {known}; or 2x8x8x2x64") from None
+    return Shape(frames, height, width, 0, heads, head)
+
+
 def builders(shape: Shape) -> dict[str, Pattern]:
-    """Patterns to build maps with; clusters no smaller than 32 tokens, whatever the shape."""
+    """Every pattern, set to keep about a quarter of random q, k and v, in which all is alike.
+
+    Clusters are no smaller than 32 tokens, whatever the shape.
+    """
     most = max(2, shape.tokens // 32)
+    clusters = SparseVideoGen2(min(300, most), min(1000, most), 0.25)
     return {
+        "AdaSpa": AdaSpa(0.75),
+        "AttentionTile": AttentionTile(2),
         "DraftAttention": DraftAttention(0.25),
         "Jenga": Jenga(0.75),
         "Radial": Radial(0.2),
         "SlidingTile": SlidingTile((3, 3, 3)),
-        "SpargeAttn": SpargeAttn(0.9),
+        "SpargeAttn": SpargeAttn(None, 0.25, -0.1),
         "SparseVideoGen": SparseVideoGen(0.25),
-        "SparseVideoGen2": SparseVideoGen2(min(300, most), min(1000, most)),
-        "XAttention": XAttention(0.9, 16),
+        "SparseVideoGen2": clusters,
+        "SVG-EAR": replace(clusters, compensate=True, density=0.25),
+        "VSA": VSA(0.75),
+        "XAttention": XAttention(0.25, 16),
     }
 
 
-def dense(device: str) -> dict[str, Attention]:
-    """Dense attention (B, S, H, D) by whatever is there; a call raises where it is not."""
+def dense(name: str, q: Tensor) -> Attention:
+    """One of `EXACT` and `LOSSY` for tensors (B, S, H, D) like `q`; a call raises where it cannot.
 
-    def sdpa(backend: SDPBackend) -> Attention:
-        def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            with sdpa_kernel(backend):
-                heads = (x.transpose(1, 2) for x in (q, k, v))
-                return F.scaled_dot_product_attention(*heads).transpose(1, 2)
-
-        return call
-
-    def third(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return _first(importlib.import_module("flash_attn_interface").flash_attn_func(q, k, v))
-
-    def fourth(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return _first(importlib.import_module("flash_attn.cute").flash_attn_func(q, k, v))
-
-    def flex(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return _flex(device)(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
-
-    def package(name: str) -> Attention:
-        def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            layout = random_layout(q, 1.0, 128)
-            return EXTERNAL[name].attend(q, k, v, layout, q.shape[-1] ** -0.5)[0]
-
-        return call
-
-    return {
-        "SDPA flash": sdpa(SDPBackend.FLASH_ATTENTION),
-        "SDPA cuDNN": sdpa(SDPBackend.CUDNN_ATTENTION),
-        "FlashAttention 2": package("flash_attn"),
-        "FlashAttention 3": third,
-        "FlashAttention 4": fourth,
-        "flex": flex,
-        "xformers": package("xformers"),
-        "SageAttention": package("sageattention"),
+    Raises:
+        ValueError: a package that is not installed, does not work, or does not take such tensors.
+    """
+    backends = {
+        "SDPA flash": SDPBackend.FLASH_ATTENTION,
+        "SDPA cuDNN": SDPBackend.CUDNN_ATTENTION,
     }
+    if name in PACKAGES:
+        layout = random_layout(q, 1.0, BLOCK)
+        if reason := KERNELS[PACKAGES[name]].why_not(q, layout):
+            raise ValueError(reason)
+        return over(PACKAGES[name], layout)
+    if name == "FlashAttention 3":
+        third = importlib.import_module("flash_attn_interface").flash_attn_func
+        return lambda q, k, v: _first(third(q, k, v))
+    if name == "FlashAttention 4":
+        fourth = importlib.import_module("flash_attn.cute").flash_attn_func
+        return lambda q, k, v: _first(fourth(q, k, v))
+    if name == "flex":
+        flex = _flex(q.device.type)
+        return lambda q, k, v: flex(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+
+    def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with sdpa_kernel(backends[name]):
+            heads = (x.transpose(1, 2) for x in (q, k, v))
+            return F.scaled_dot_product_attention(*heads).transpose(1, 2)
+
+    return sdpa
 
 
 def _first(found: Any) -> Tensor:
@@ -158,12 +192,14 @@ def over(kernel: str, layout: BlockLayout) -> Attention:
     return call
 
 
-def clock(call: Callable[[], object], device: str, seconds: float = 0.3) -> dict[str, float]:
+def clock(
+    call: Callable[[], object], device: str, seconds: float = 0.3, least: int = 3
+) -> dict[str, float]:
     """Median and spread of the milliseconds of a call, after one to warm up."""
     call()
     found: list[float] = []
     start = time.perf_counter()
-    while len(found) < 3 or (time.perf_counter() - start < seconds and len(found) < 100):
+    while len(found) < least or (time.perf_counter() - start < seconds and len(found) < 100):
         found.append(_once(call, device))
         if device == "cpu":
             break

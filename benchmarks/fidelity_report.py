@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from rich.table import Table
@@ -74,13 +75,19 @@ class Row:
 
 
 def rows(
-    cells: Cells, model: str, sampler: str, most: int | None = None, under: str = ""
+    cells: Cells,
+    model: str,
+    sampler: str,
+    most: int | None = None,
+    under: str = "",
+    told: Callable[[Mapping[str, Any]], bool] = lambda fields: True,
 ) -> list[Row]:
     """Rows of a model's last judged checkpoint, each at its largest number of samples.
 
     Args:
         most: leave judgements on more samples out.
         under: in what the model or its call differed from how it ships.
+        told: of a judged cell's fields, whether it gets a row.
     """
     checkpoint = last_checkpoint(cells, model)
     mine = [
@@ -101,6 +108,8 @@ def rows(
     for cell in mine:
         f, result = cell["fields"], cell["result"]
         if f["set"] != "evaluation" or (most is not None and f["samples"] > most):
+            continue
+        if not told(f):
             continue
         key = (f["ratio"], f["row"], f["setting"])
         if key not in found or found[key].samples < f["samples"]:

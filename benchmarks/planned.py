@@ -28,7 +28,7 @@ from benchmarks.conditions import CONDITIONS, changed  # noqa: E402
 from benchmarks.fidelity import RESULTS, OutOfTime, load  # noqa: E402
 from benchmarks.judge import Judge  # noqa: E402
 from benchmarks.options import CACHE, Folders, Minutes, Models, References, Workers, places  # noqa: E402
-from benchmarks.planned_cells import GUARDED, ROWS, Bench, label  # noqa: E402
+from benchmarks.planned_cells import ELSEWHERE, GUARDED, ROWS, Bench, label  # noqa: E402
 from benchmarks.planned_report import write  # noqa: E402
 from benchmarks.settings import OWN, Setting  # noqa: E402
 from benchmarks.shapes import Model  # noqa: E402
@@ -104,6 +104,7 @@ class Work:
         for condition in CONDITIONS:
             with changed(self.model, condition) as other:
                 steps = condition.steps or STEPS
+                old, watched, unfitted, renewed = ELSEWHERE
                 judge = self._make(other, under="" if condition.steps else condition.name)
                 if condition.steps:
                     judge = self._make(other, steps=steps)
@@ -111,15 +112,14 @@ class Work:
                 for budget in budgets:
                     self.check(f"{condition.name}: {budget} of {STEPS}")
                     plan, fewer = bench.plan(budget), -(-budget * steps // STEPS)
-                    there.judged(plan, "Planned, as it was", fewer, count)
+                    there.judged(plan, old, fewer, count)
                     if condition.steps is None:
-                        row = "Planned, as it was, with its guard"
-                        there.judged(plan, row, fewer, count, guard=True)
+                        there.judged(plan, watched, fewer, count, guard=True)
                     else:
                         bare = replace(plan, methods=(replace(plan.methods[0], weights=()),))
-                        there.judged(bare, "Planned, as it was, not fitted", fewer, count)
+                        there.judged(bare, unfitted, fewer, count)
                     anew = there.plan(fewer)
-                    there.judged(anew, "Planned, made anew", fewer, count)
+                    there.judged(anew, renewed, fewer, count)
 
     def samples(self, bench: Bench, budgets: tuple[int, ...], count: int) -> None:
         """Plans from fewer and from more calibration samples."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import accel
 import accel.caching
 from accel.noise import is_flow
 from accel.plan import Plan
+from benchmarks.cells import Cells
 from benchmarks.judge import Judge
 from benchmarks.settings import Setting, plain, ready
 from benchmarks.shapes import SETS
@@ -22,6 +23,9 @@ from benchmarks.sweep import Sweep, ratio_of
 ROWS = {"normal": "Planned", "high": "Planned, effort high", "gradient": "Planned, gradient fit"}
 """Effort of the calibration -> row of the table, without the guard: its budget is exact."""
 GUARDED = "Planned, with its guard"
+OLD = "Planned, as it was"
+ELSEWHERE = (OLD, f"{OLD}, with its guard", f"{OLD}, not fitted", "Planned, made anew")
+"""Rows of plans under another condition; only the last is made there."""
 SAMPLES = 8
 """Calibration samples of a plan where nothing else is said."""
 SOURCES = Path(accel.caching.__file__).parent
@@ -34,6 +38,49 @@ def code() -> str:
         if path.name != "picture.py":
             total.update(path.read_bytes())
     return total.hexdigest()[:8]
+
+
+def made(cells: Cells, model: str, checkpoint: str) -> list[dict[str, Any]]:
+    """Cells of plans for a model, the oldest first."""
+    wanted = ("plan", model, checkpoint)
+    found = [
+        cell
+        for cell in cells.cells.values()
+        if tuple(cell["fields"].get(k) for k in ("set", "model", "checkpoint")) == wanted
+    ]
+    return sorted(found, key=lambda cell: cell["date"])
+
+
+def variants(planned: Any) -> list[Any]:
+    """A method as it is judged: without its guard, with it, and without what was fitted."""
+    bare, watched = (replace(planned, guard=on) for on in (False, True))
+    return [bare, watched, replace(bare, weights=())]
+
+
+def method_of(cell: dict[str, Any]) -> Any:
+    """The method of a plan's cell."""
+    return Plan.from_json(json.dumps(cell["result"]["plan"])).methods[0]
+
+
+def shown(cells: Iterable[dict[str, Any]]) -> dict[str, list[Any]]:
+    """How these plans are shown -> what the first of them that is shown so is run as."""
+    found: dict[str, list[Any]] = {}
+    for cell in cells:
+        kinds = variants(method_of(cell))
+        texts = [str(Setting("", kind)) for kind in kinds]
+        new = {t: [k for k, own in zip(kinds, texts, strict=True) if own == t] for t in texts}
+        found = new | found
+    return found
+
+
+def mark_of(method: Any, known: Mapping[str, Sequence[Any]]) -> str:
+    """What tells `method` from another plan that is `shown` alike; "" for the first of them.
+
+    Cells are named by what is shown, which of long fields is the beginning.
+    """
+    if method in known.get(str(Setting("", method)), (method,)):
+        return ""
+    return hashlib.sha256(repr(method).encode()).hexdigest()[:8]
 
 
 class Bench:
@@ -67,6 +114,7 @@ class Bench:
                     texts,
                     steps=judge.steps,
                     budget=budget,
+                    samples=samples,
                     effort=effort,
                     seed=SETS["calibration"],
                     progress=False,
@@ -93,9 +141,10 @@ class Bench:
 
     def setting(self, plan: Plan, row: str, guard: bool = False) -> Setting:
         """How a plan is run."""
-        planned: Any = plan.methods[0]
-        method = replace(planned, guard=guard)
-        return Setting(row, method, self.judge.sampler, self.judge.steps)
+        judge, planned = self.judge, plan.methods[0]
+        method = variants(planned)[guard]
+        known = shown(made(judge.cells, judge.model.name, judge.model.checkpoint[:12]))
+        return Setting(row, method, judge.sampler, judge.steps, mark_of(method, known))
 
     def judged(
         self, plan: Plan, row: str, budget: int, count: int, guard: bool = False

@@ -10,7 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.cells import Cells
-from benchmarks.fidelity_report import Row, rows
+from benchmarks.fidelity_report import Row
+from benchmarks.planned_rows import rows
 from benchmarks.settings import OWN
 from benchmarks.sweep import STEPS
 

@@ -12,10 +12,11 @@ from rich.console import Console
 from accel.pipelines import tiny
 from benchmarks.cells import Cells
 from benchmarks.conditions import CONDITIONS
-from benchmarks.fidelity_report import HEAD, Row, last_checkpoint, rows, texts
+from benchmarks.fidelity_report import HEAD, Row, last_checkpoint, texts
 from benchmarks.page import markdown, provenance, terminal
 from benchmarks.planned_cells import ROWS, SAMPLES
 from benchmarks.planned_picture import draw
+from benchmarks.planned_rows import newest, rows
 from benchmarks.settings import OWN
 from benchmarks.sweep import SKIPPED, STEPS
 
@@ -38,7 +39,7 @@ def write(cells: Cells, out: Path) -> None:
         picture = out.with_name(f"{out.stem}-{model}.png")
         draw(cells, model, picture)
         page.append(f"![PSNR by computed steps]({picture.name})\n")
-        for title, head, lines in tables(cells, model, checkpoint):
+        for title, head, lines in tables(cells, model):
             console.print(terminal(f"{model}: {title}", head, lines))
             page.append(f"### {title}\n\n{markdown(head, lines)}")
     if cells.path.exists():
@@ -46,7 +47,7 @@ def write(cells: Cells, out: Path) -> None:
     out.with_suffix(".md").write_text("\n".join(page))
 
 
-def tables(cells: Cells, model: str, checkpoint: str) -> Iterator[tuple[str, Sequence[str], Lines]]:
+def tables(cells: Cells, model: str) -> Iterator[tuple[str, Sequence[str], Lines]]:
     """Title, head and lines of every table that there is something for."""
     for sampler in (OWN, "euler"):
         solver = "the solver it ships with" if sampler == OWN else f"flow {sampler}"
@@ -62,7 +63,7 @@ def tables(cells: Cells, model: str, checkpoint: str) -> Iterator[tuple[str, Seq
     found = list(ageing(cells, model))
     if found:
         yield "How plans age", ("under", "computed", "plan", "n", "PSNR dB", "SSIM", "work"), found
-    found = [tuple(str(v) for v in line) for line in costs(cells, model, checkpoint)]
+    found = [tuple(str(v) for v in line) for line in costs(cells, model)]
     if found:
         yield "Calibrations", COSTS, found
 
@@ -153,12 +154,10 @@ def _steps(under: str) -> int:
 COSTS = ("solver", "under", "computed", "samples", "effort", "held out dB", "full runs", "s")
 
 
-def costs(cells: Cells, model: str, checkpoint: str) -> Iterator[tuple]:
+def costs(cells: Cells, model: str) -> Iterator[tuple]:
     """What every calibration found and took."""
-    for cell in cells.cells.values():
+    for cell in newest(cells, model):
         f = cell["fields"]
-        if (f.get("set"), f.get("model"), f.get("checkpoint")) != ("plan", model, checkpoint):
-            continue
         measured = cell["result"]["plan"].get("measured", {})
         found = measured.get("held_out_db")
         yield (
@@ -183,7 +182,8 @@ others: captions never trained on, other seeds. Rivals are set by the sweep of
 more work than the budget's share of the plain run and {SKIPPED:g} of it for skipped steps. PSNR
 (mean ± standard error of the per-sample dB, capped at 100) and SSIM compare decoded float frames
 with the plain sample of the same seed, solver and number of steps; a plan's own row is without its
-guard, so that its budget is exact, and the guard has a row of its own. Adherence is the share of
+guard, so that its budget is exact, and the guard has a row of its own. Of plans made by several
+versions of the planner the newest is told, be it better or worse. Adherence is the share of
 attributes that the exact checker finds right. Gains are paired by sample. What a calibration cost
 is told in full runs of one sample; "held out" is its own figure, on latents, where PSNR is another
 scale.

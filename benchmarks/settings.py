@@ -50,12 +50,14 @@ class Setting:
         method: ours, a peer's, or None for the plain sampler.
         sampler: the solver: "own", or a name that `solver` knows.
         steps: of the solver.
+        mark: tells two methods apart whose shown fields begin alike.
     """
 
     row: str
     method: Method | peers.Peer | None = None
     sampler: str = OWN
     steps: int = 50
+    mark: str = ""
 
     @property
     def by(self) -> str:
@@ -77,7 +79,8 @@ class Setting:
         if self.method is None:
             return f"{self.steps} steps"
         if not isinstance(self.method, peers.Peer):
-            return describe(self.method, width=100, begun=True)
+            told = describe(self.method, width=100, begun=True)
+            return f"{told} {self.mark}" if self.mark else told
         shown = [
             f"{f.name}={_short(value)}"
             for f in fields(self.method)

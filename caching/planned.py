@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from accel.family import Family
 from accel.method import Method, Site, check_fields
 
+from .planning.calibrated import Task, calibrated
 from .planning.gradient import Loss
 from .planning.inside import HISTORY, Inside
 from .planning.picture import draw
-from .planning.search import calibrated
 from .planning.sketch import INSIDE, inside
 from .planning.stepper import Stepper
 from .planning.transfer import moved
 from .policies import Listed, explain_schedule
+
+EMPTY: dict[str, Any] = {"weights": (), "limits": (), "guidance": (), "carrier": "output"}
+"""Fields of which a calibration finds some."""
 
 
 @dataclass(frozen=True)
@@ -122,14 +125,18 @@ class Planned(Method):
     ) -> tuple[Planned, dict[str, Any]]:
         """A plan of `budget` computed steps for `pipe`, and what was measured on the way.
 
+        `guard` and `correct` stay as they are, and so does a `carrier` inside the model; "output"
+        is compared with the others if effort allows.
+
         Args:
             run: runs calibration sample i.
             effort: "normal", "high" or "gradient": how much may be measured.
             progress: called with the share of the work that is done.
             loss: for "gradient", what is made small: (last latents (m, …), true ones) -> (m,).
         """
-        fields, measured = calibrated(pipe, run, samples, budget, effort, progress, loss)
-        return Planned(**fields, guard=self.guard), measured
+        task = Task(budget, effort, loss, self.correct, self.carrier, progress)
+        fields, measured = calibrated(pipe, run, samples, task)
+        return replace(self, **{**EMPTY, **fields}), measured
 
     def draw(self, figure: Any, measured: Mapping[str, Any]) -> None:
         """Draw the plan on a matplotlib figure, with what calibration measured."""

@@ -11,6 +11,7 @@ from accel.caching import TaylorSeer
 from accel.cli import app
 from accel.pipelines import tiny
 from accel.plan import Plan
+from accel.prompts import GENERIC, drawn
 from tests.tiny_pipelines import make
 
 PROMPT = "a red circle moving left on a dark background"
@@ -70,6 +71,7 @@ def test_a_speed_up_is_a_budget():
     made = accel("calibrate", "--speedup", "3", "--samples", "1", "--steps", "6", *SMALL)
     assert made.exit_code == 0, made.output
     assert "2 of 6 steps, 3.00x fewer" in made.output
+    assert "nothing was held out" in " ".join(made.output.replace("│", " ").split())
     assert len(Plan.load("plan.json").methods[0].nodes) == 2
 
 
@@ -96,9 +98,21 @@ def test_prompts_come_from_a_file_and_go_round(tmp_path):
     )
     assert made.exit_code == 0, made.output
     assert Plan.load("wan.json").note == "calibrated on 3 samples"
-    lacking = accel("calibrate", "--for", "magcache", "--model", "model", "--steps", "2", *SMALL)
-    assert lacking.exit_code == 2
-    assert "--prompts FILE is needed for model" in lacking.output
+
+
+def test_eight_prompts_are_drawn_from_a_long_file_or_from_our_own_list(tmp_path):
+    make("wan").save_pretrained(tmp_path / "model")
+    lines = [f"prompt {i}" for i in range(1000)]
+    (tmp_path / "prompts.txt").write_text("\n".join(lines))
+    for given, known in ((("--prompts", "prompts.txt"), lines), ((), list(GENERIC))):
+        made = accel(
+            *("calibrate", "--for", "magcache", "--model", "model", *given),
+            *("--steps", "2", "--out", "wan.json", *SMALL),
+        )
+        assert made.exit_code == 0, made.output
+        assert Plan.load("wan.json").note == "calibrated on 8 samples"
+        line = next(row for row in made.output.splitlines() if row.startswith("  use it  accel "))
+        assert shlex.split(line)[4] == drawn(known, None, 0)[0]
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,8 @@ def fit_apart(
     guidance: tuple[int, ...],
     history: int = HISTORY,
     along: bool = True,
+    correct: bool = True,
 ) -> Fitted:
     """As `fit`, with both branches evaluated at the nodes `guidance` only."""
     evaluate = Apart(walker, guidance).evaluate
-    return fit(walker, nodes, history=history, along=along, evaluate=evaluate)
+    return fit(walker, nodes, history=history, correct=correct, along=along, evaluate=evaluate)

@@ -78,7 +78,7 @@ def carried(walker: Walker, carrier: str, budget: int) -> Carried | None:
     trial = min(max(budget, -(-steps // GAP)), steps - 1)
     _, share = walker.whole(planned(trial, everything), 0)
     skipping = max(share * steps - trial, 0.0) / (steps - trial)
-    count = int((TOLERANCE * budget - skipping * steps) / (1 - skipping))
+    count = min(int((TOLERANCE * budget - skipping * steps) / (1 - skipping)), steps)
     if count * GAP < steps or count < 2:
         return None
     errors = []

@@ -61,9 +61,13 @@ class Foretold:
 
     Args:
         answers: (N,) by how much outputs change for a change of the state.
+        correct: whether a computed step puts right what the forecast before it was off by.
     """
 
-    def __init__(self, walker: Walker, answers: np.ndarray | None = None) -> None:
+    def __init__(
+        self, walker: Walker, answers: np.ndarray | None = None, correct: bool = True
+    ) -> None:
+        self._correct = correct
         self._response, self._grams = walker.response, np.stack(walker.gram.each)
         self._answers = np.zeros(walker.response.steps) if answers is None else answers
         self._entries = walker.first[0].numel()
@@ -79,7 +83,8 @@ class Foretold:
 
     def _left(self, nodes: list[int]) -> np.ndarray:
         """(M,) squared distances from the true last states."""
-        rule, weights = extrapolated(self._response, nodes, correct=True), np.zeros(len(nodes))
+        rule = extrapolated(self._response, nodes, correct=self._correct)
+        weights = np.zeros(len(nodes))
         off = np.zeros((len(nodes), self._response.steps))  # of the states at nodes, in outputs
         for j, node in enumerate(nodes):
             off[j, nodes] = weights

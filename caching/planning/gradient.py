@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .planner import Fitted
+from .planner import HISTORY, Fitted, distance, fit
 from .rule import extrapolated
+from .surprise import surprises
 from .walk import Walker
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -44,10 +45,15 @@ class Descent:
     square), by Adam with a falling rate.
     """
 
-    def __init__(self, walker: Walker, start: Fitted, loss: Loss = latent) -> None:
+    def __init__(
+        self, walker: Walker, start: Fitted, loss: Loss = latent, correct: bool = True
+    ) -> None:
         self.walker, self.nodes, self.loss = walker, start.nodes, loss
-        self._rule = extrapolated(walker.response, start.nodes, correct=True)
-        self.changes = [np.array(change) for change in start.weights]
+        self._rule = extrapolated(walker.response, start.nodes, correct=correct)
+        self.changes = [
+            np.array(change or (0.0,) * min(j + 1, HISTORY))
+            for j, change in enumerate(start.weights)
+        ]
         self._scales: list[np.ndarray] = []
 
     def course(self, chunks: Sequence[int]) -> Course:
@@ -141,32 +147,51 @@ def refined(
     loss: Loss = latent,
     rounds: int = ROUNDS,
     progress: Callable[[float], None] = lambda share: None,
+    correct: bool = True,
 ) -> tuple[Fitted, dict[str, float]]:
     """The plan with its weights moved by descent, and what it gained on held-out chunks.
 
-    Half of the chunks are descended on, the others tell after how many rounds to stop; then all
-    are descended on for as many. Where nothing is gained, or there is one chunk only, the plan
-    stays as it is. The gain is the fall of the loss, in decibels if it is the latent one.
+    Half of the chunks are fitted in closed form and descended on; the others tell what that gains
+    and after how many rounds to stop, and how near the plan comes. Then all are descended on for as
+    many, from `start`. Where nothing is gained, or there is one chunk only, or no step is skipped,
+    the plan stays as it is. The gain is the fall of the loss, in decibels if it is the latent one.
     """
     chunks = range(walker.chunks)
     fitting, held = list(chunks[::2]), list(chunks[1::2])
-    if not held or not start.weights:
-        return start, {"gradient_rounds": 0}
-    trial = Descent(walker, start, loss)
-    before = float(trial.losses(trial.course(held), held).mean())
-    falls = [0.0]
+    if not held or not start.weights or len(start.nodes) == walker.response.steps:
+        return start, {"gradient_rounds": 0, "gradient_gain": 0.0}
+    along = any(start.weights[:-1])
+    closed = fit(walker, start.nodes, walker.rows(fitting), correct=correct, along=along)
+    trial = Descent(walker, closed, loss, correct)
+    course = trial.course(held)
+    losses, courses = [float(trial.losses(course, held).mean())], [course]
 
     def watch(done: int) -> None:
-        falls.append(before - float(trial.losses(trial.course(held), held).mean()))
+        course = trial.course(held)
+        losses.append(float(trial.losses(course, held).mean()))
+        if losses[-1] == min(losses):
+            courses[:] = [course]
         progress(done / rounds / 3)
 
     trial.run(fitting, rounds, rounds, watch)
-    stop = int(np.argmax(falls))
-    gained = falls[stop] * (10 / np.log(10) if loss is latent else 1.0)
+    stop = int(np.argmin(losses))
+    gained = (losses[0] - losses[stop]) * (10 / np.log(10) if loss is latent else 1.0)
     measured = {"gradient_rounds": stop, "gradient_gain": float(gained)}
     if not stop:
         return start, measured
-    final = Descent(walker, start, loss)
+    final = Descent(walker, start, loss, correct)
     final.run(list(chunks), rounds, stop, lambda done: progress(1 / 3 + 2 / 3 * done / stop))
-    weights = tuple(tuple(float(c) for c in change) for change in final.changes)
-    return replace(start, weights=weights), measured
+    outputs, rows = final.course(chunks).outputs, walker.rows(held)
+    ends = [*start.nodes[1:], walker.response.steps]
+    off = [
+        distance(state, walker.state(end)[rows])
+        for end, state in zip(ends, courses[0].states[1:], strict=True)
+    ]
+    found = Fitted(
+        start.nodes,
+        tuple(tuple(float(c) for c in change) for change in final.changes),
+        off[-1].sqrt().numpy(),
+        tuple(float(one.mean() ** 0.5) for one in off),
+        surprises(start.nodes, outputs).double().numpy(),
+    )
+    return found, measured

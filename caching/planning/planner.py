@@ -113,10 +113,10 @@ def fit(
             for column, output in zip(apart, newest, strict=True):
                 reached = reached + column.reshape(-1, *[1] * (output.ndim - 1)) * output
             change = tuple(float(c) for c in found.weights)
-        state, error = reached, float(_distance(reached, target).mean() ** 0.5)
+        state, error = reached, float(distance(reached, target).mean() ** 0.5)
         weights.append(change)
         stages.append(error)
-    errors = _distance(state, walker.state(steps)).sqrt().numpy()
+    errors = distance(state, walker.state(steps)).sqrt().numpy()
     return Fitted(
         tuple(nodes),
         tuple(weights) if fitted else (),
@@ -131,7 +131,7 @@ def _priors(walker: Walker | Part, nodes: Sequence[int], correct: bool, fitted: 
     return [extrapolated(walker.response, nodes, correct=kind) for kind in kinds]
 
 
-def _distance(state: Tensor, true: Tensor) -> Tensor:
+def distance(state: Tensor, true: Tensor) -> Tensor:
     """(M,) mean square distance."""
     return (state - true).flatten(1).double().square().mean(1)
 

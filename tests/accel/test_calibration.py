@@ -9,6 +9,7 @@ import torch
 
 import accel
 from accel.caching import FirstBlockCache, MagCache, TeaCache
+from accel.prompts import GENERIC, drawn
 from tests.caching.stack import Stack, change, hold
 from tests.tiny_pipelines import PROMPT, TINY, call, make
 
@@ -115,6 +116,13 @@ def test_another_kind_of_run_is_warned_of_once():
         call(pipe, "wan", steps=5)
 
 
+def test_guidance_that_only_the_call_tells_is_in_the_plan_of_a_search():
+    pipe = make("flux")
+    arguments = {"progress": False, **TINY["flux"].call, "true_cfg_scale": 2.5, "steps": 3}
+    plan = accel.calibrate(pipe, PROMPTS[:1], "planned", budget=2, **arguments)
+    assert plan.fingerprint["true_cfg_scale"] == 2.5
+
+
 def test_what_was_enabled_comes_back():
     pipe = make("wan")
     pipe.enable_acceleration(FirstBlockCache(threshold=0.4))
@@ -129,10 +137,50 @@ def test_what_cannot_be_calibrated_is_named():
         accel.calibrate(pipe, PROMPTS, FirstBlockCache())
     with pytest.raises(ValueError, match="at least one prompt"):
         accel.calibrate(pipe, [], "teacache")
+    with pytest.raises(ValueError, match=r"list of texts, got one text: give \['a cat'\]"):
+        accel.calibrate(pipe, "a cat", "teacache")
+    with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
+        accel.calibrate(pipe, PROMPTS, "teacache", samples=0)
     with pytest.raises(ValueError, match="too few for a polynomial of degree 4"):
         accel.calibrate(pipe, PROMPTS[:1], "teacache", progress=False, **settings("wan", 3))
     with pytest.raises(ValueError, match="unknown method 'teacash'; did you mean TeaCache"):
         accel.calibrate(pipe, PROMPTS, "teacash")
+
+
+@pytest.mark.parametrize(("samples", "expected"), [(None, 8), (2, 2), (100, 100), (130, 130)])
+def test_prompts_are_drawn_by_the_seed_in_their_order(samples, expected):
+    known = [f"prompt {i}" for i in range(100)]
+    found = drawn(known, samples, seed=3)
+    assert found == drawn(known, samples, seed=3) and len(found) == expected
+    first = found[:100]
+    assert [p for p in known if p in first] == first
+    assert (found != drawn(known, samples, seed=4)) == (expected < 100)
+    assert found[100:] == known[: expected - 100 if expected > 100 else 0]
+    assert drawn(known[:3], None, 0) == known[:3]
+
+
+def test_our_own_prompts_are_many_and_unlike_one_another():
+    assert len(GENERIC) == len(set(GENERIC)) >= 32
+    words = [{w.strip(",.").lower() for w in text.split() if len(w) > 4} for text in GENERIC]
+    for i, one in enumerate(words):
+        for other in words[:i]:
+            assert len(one & other) <= len(one | other) / 4
+
+
+def test_samples_are_drawn_and_without_prompts_from_our_own_list():
+    pipe, asked = make("wan"), []
+    encode = pipe.encode_prompt
+
+    def watched(prompt, *args, **kwargs):
+        asked.append(prompt)
+        return encode(prompt, *args, **kwargs)
+
+    pipe.encode_prompt = watched
+    how = {"progress": False, **settings("wan", 2)}
+    for prompts, known in ((None, GENERIC), ([f"prompt {i}" for i in range(9)],) * 2):
+        asked.clear()
+        plan = accel.calibrate(pipe, prompts, "magcache", samples=2, seed=5, **how)
+        assert asked == drawn(known, 2, 5) and plan.note == "calibrated on 2 samples"
 
 
 def test_a_plan_is_made_for_a_budget_or_a_speed_up():
@@ -142,6 +190,7 @@ def test_a_plan_is_made_for_a_budget_or_a_speed_up():
     (method,) = plan.methods
     assert len(method.nodes) == len(method.weights) == 4 and method.steps == 8
     assert plan.fingerprint["steps"] == 8 and not pipe.acceleration
+    assert plan.fingerprint["guidance_rescale"] == 0.0
     same = accel.calibrate(pipe, prompts, steps=8, speedup=2, **arguments)
     assert same == plan
     pipe.enable_acceleration(plan)

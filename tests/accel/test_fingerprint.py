@@ -81,6 +81,49 @@ def test_another_run_is_warned_of_once(change, said):
     assert not warned(pipe, "wan", **how)
 
 
+SCALES = {
+    "true_cfg_scale": "flux",
+    "guidance_scale_2": "wan22",
+    "guidance_rescale": "sd",
+    "guidance_scale": "hunyuan_video15",
+}
+
+
+@pytest.mark.parametrize("argument", SCALES)
+def test_every_way_to_mix_the_branches_is_compared(argument):
+    name, pipe = SCALES[argument], make(SCALES[argument])
+    key = "guidance" if argument == "guidance_scale" else argument
+
+    def run(scale):
+        how = {"guidance": scale} if argument == "guidance_scale" else {argument: scale}
+        return warned(pipe, name, steps=2, **how)
+
+    class Seen(TaylorSeer):
+        def install(self, site):
+            site.clock.on_begin.append(lambda r: found.update(fingerprint(pipe, r)))
+            super().install(site)
+
+    found = {}
+    with accel.accelerated(pipe, Seen(interval=2, warmup=1)):
+        run(0.5)
+    assert found[key] == 0.5
+    pipe.enable_acceleration(Plan((METHOD,), fingerprint=dict(found)))
+    assert not run(0.5)
+    (text,) = run(0.75)
+    assert text.count("this run has") == 1 and f"{key} 0.5, this run has 0.75" in text
+    pipe.enable_acceleration(Plan((METHOD,), fingerprint={k: found[k] for k in found if k != key}))
+    assert not run(0.75)  # plans of before
+
+
+def test_the_image_guidance_of_a_pipeline_is_told():
+    pipe = make("sd")
+    pipe._image_guidance_scale = 1.5
+    assert fingerprint(pipe, Run(None, None, total=5))["image_guidance_scale"] == 1.5
+    assert "true_cfg_scale" not in fingerprint(pipe, Run(None, None, total=5))
+    told = fingerprint(make("flux"), Run(None, None, total=5), {"true_cfg_scale": 2})
+    assert told["true_cfg_scale"] == 2.0
+
+
 class Adapted(torch.nn.Linear):
     """A layer with a low-rank adapter, as peft lays it out."""
 

@@ -11,7 +11,7 @@ from accel.plan_summary import found, show
 MEASURED = {
     **{"budget": 3, "steps": 8, "samples": 4, "held_out": 4, "held_out_db": 41.26, "cost": 6.5},
     **{"tried": 2, "error": [0.1, 0.2], "output_db": 41.26, "module_db": 40.0},
-    **{"gradient_gain": 0.5, "gradient_rounds": 7, "something_new": 1.25, "seconds": 61.2},
+    **{"gradient_gain": 0.5, "gradient_rounds": 7, "something_new": 1.25},
 }
 
 
@@ -19,14 +19,21 @@ def test_measurements_are_said_and_unknown_ones_shown():
     assert found(MEASURED) == {
         "computes": "3 of 8 steps, 2.67x fewer",
         "held out": "41.3 dB PSNR to the full run, in latent space, 4 samples, each fitted on the "
-        "others",
-        "cost": "6.5 full runs of one sample, 4 of them to record; 61 s",
+        "others; the best of 2 tried, so expect less",
+        "cost": "6.5 full runs of one sample, 4 of them to record",
         "compared": "whole outputs 41.3 dB, modules 40.0 dB",
-        "gradient fit": "+0.50 (dB, of the latent loss) after 7 rounds",
+        "gradient fit": "+0.50 dB after 7 rounds",
         "plans measured": "2",
         "something new": "1.25",
     }
     assert found({}) == {}
+
+
+def test_that_nothing_was_held_out_is_said():
+    (text,) = found({"samples": 1, "held_out": 0, "held_out_db": 50.0}).values()
+    assert text.endswith("on the one sample it was fitted to: nothing was held out")
+    (text,) = found({"held_out": 4, "held_out_db": 50.0}).values()
+    assert text.endswith("4 samples, each fitted on the others")
 
 
 def test_steps_are_marked_and_what_it_is_for_is_told():

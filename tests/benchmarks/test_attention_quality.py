@@ -7,13 +7,14 @@ import torch
 import typer
 from typer.testing import CliRunner
 
+from accel.pipelines import tiny
 from accel.sparse_attn import VSA, SlidingTile, SparseVideoGen
 from accel.sparse_attn.pattern import Place
 from accel.token_grid import TokenGrid
 from benchmarks import attention_quality
 from benchmarks.attention_data import Sample, recorded, synthetic
 from benchmarks.attention_patterns import PATTERNS, Exact, Random
-from benchmarks.attention_quality import dense, measure
+from benchmarks.attention_quality import dense, front, fronts, measure, present, samples
 from tests.sparse_attn.places import token_mask
 
 SMALL = TokenGrid(4, 8, 8)
@@ -47,6 +48,34 @@ def test_recorded_calls_are_those_of_the_model():
         assert not torch.equal(sample.before[1], sample.now[1])
 
 
+def test_a_model_is_taken_from_a_folder_and_the_time_is_bounded(monkeypatch):
+    folders = {"shapes-t2v-long": str(tiny.path("shapes-t2v"))}  # its model, at the larger size
+    first = next(recorded("shapes-t2v-long", steps=3, folder=folders["shapes-t2v-long"]))
+    assert first.grid == TokenGrid(5, 16, 16) and first.now[0].shape[:2] == (1, 1280)
+    assert present(None, folders) == ["shapes-t2v", "shapes-t2v-long"]
+    assert list(samples(["shapes-t2v-long"], ["space"], folders, until=0.0)) == []
+    with pytest.raises(SystemExit, match="unknown model 'wan'; known: shapes-t2v, shapes-t2v-long"):
+        present(["wan"], {})
+    monkeypatch.setattr(tiny, "NAMES", ("shapes-t2v",))
+    assert present(None, {}) == ["shapes-t2v"]
+    with pytest.raises(SystemExit, match="give --folder shapes-t2v-long=DIR"):
+        present(["shapes-t2v-long"], {})
+
+
+def test_the_front_has_what_nothing_else_beats():
+    points = [(0.2, 0.5), (0.5, 0.2), (0.2, 0.6), (0.3, 0.5), (0.4, 0.3), (0.6, 0.2), (0.9, 0.1)]
+    assert front(points) == [(0.2, 0.5), (0.4, 0.3), (0.5, 0.2), (0.9, 0.1)]
+    assert front([(0.3, 0.1), (0.3, 0.1)]) == [(0.3, 0.1)] and front([]) == []
+    patterns = {
+        "exact blocks (control)": [(0.1, 0.0, 1.0)],
+        "A": [(0.1, 0.4, 0.5), (0.3, 0.1, 0.6)],
+        "B": [(0.2, 0.2, 0.75)],
+    }
+    errors, losses = fronts(patterns)
+    assert errors == [(0.1, 0.4), (0.2, 0.2), (0.3, 0.1)]
+    assert losses == [(0.1, 0.5), (0.2, 0.25)]
+
+
 def test_measures_of_what_is_known():
     sample = synthetic("space", SMALL, heads=2)
     assert measure(SlidingTile((9, 9, 9), (2, 4, 4)), sample)["density"] is None  # left dense
@@ -76,7 +105,11 @@ def test_recall_is_the_mass_on_the_pairs_of_the_map():
 
 
 def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(attention_quality, "samples", lambda *_: [synthetic("time", SMALL, 2)])
+    monkeypatch.setattr(
+        attention_quality,
+        "samples",
+        lambda models, kinds, *_: [synthetic("time", SMALL, 2)] * bool(kinds),
+    )
     out = tmp_path / "attention.json"
     app = typer.Typer()
     app.command()(attention_quality.main)
@@ -89,3 +122,9 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
     assert out.with_suffix(".png").stat().st_size > 10_000
     page = out.with_suffix(".md").read_text()
     assert "| time (synthetic) | Radial |" in page and "320 tokens" in page
+    assert " | error and recall |\n" in page
+    out.with_suffix(".md").unlink()
+    result = CliRunner().invoke(app, ["--report-only", "--out", str(out)])
+    assert result.exit_code == 0 and out.with_suffix(".md").read_text() == page
+    result = CliRunner().invoke(app, ["--minutes", "0", "--out", str(tmp_path / "none.json")])
+    assert result.exit_code != 0 and "has no results to show" in str(result.exception)

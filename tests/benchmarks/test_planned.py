@@ -1,20 +1,22 @@
 """The plan benchmark: rivals get the same budget, plans are fitted once and judged elsewhere."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from accel.caching import TaylorSeer
+from accel.caching import Planned
 from accel.plan import Plan
 from benchmarks.cells import Cells
 from benchmarks.conditions import CONDITIONS, Condition, adapted, changed
 from benchmarks.judge import Judge
 from benchmarks.planned import AGED, BUDGETS, chosen
-from benchmarks.planned_cells import Bench, code, label
+from benchmarks.planned_cells import Bench, code, label, made, mark_of, shown
 from benchmarks.planned_report import ageing, costs, gains, tables, write
-from benchmarks.settings import OWN, plain
+from benchmarks.planned_rows import rows
+from benchmarks.settings import OWN, Setting, plain
 from benchmarks.shapes import Model
 from benchmarks.sweep import SKIPPED, Sweep, Tried, budget, ratio_of, within
 from tests.tiny_pipelines import TINY, make
@@ -125,6 +127,20 @@ def test_plans_are_fitted_once_on_samples_that_none_is_judged_on(tmp_path):
     assert all(f["under"] == "6 steps" for f in fields)
 
 
+PLAN = Planned((0, 3), steps=6, guard=False)
+
+
+def planned(path, method=PLAN, budget=12, samples=8, **more):
+    """A cell of a plan."""
+    plan = Plan((method,), measured={"held_out_db": 41.25, "cost": 11.5})
+    Cells(path).run(
+        lambda: {"plan": json.loads(plan.to_json())},
+        **{"model": "shapes-t2v", "checkpoint": "ab", "set": "plan", "solver": OWN, "under": ""},
+        **{"steps": 50, "budget": budget, "samples": samples, "effort": "normal"},
+        **{"code": code(), **more},
+    )
+
+
 def told(path, name, psnr, by="ours", under="", ratio=label(12, 50), work=0.24, **more):
     """A judged cell with these per-sample figures."""
     means = dict.fromkeys(
@@ -137,6 +153,8 @@ def told(path, name, psnr, by="ours", under="", ratio=label(12, 50), work=0.24, 
         **{"solver": OWN, "samples": len(psnr), "by": by, "row": name, "setting": "s", **more},
     }
     fields |= {"under": under} if under else {}
+    fields |= {"setting": str(Setting(name, PLAN))} if name.startswith("Planned") else {}
+    fields |= more
     Cells(path).run(lambda: {"psnr": list(psnr), "means": means}, ratio=ratio, **fields)
 
 
@@ -149,14 +167,10 @@ def test_tables_say_what_the_cells_hold(tmp_path, capsys):
     told(path, "Planned, 2 samples", [39.0, 41.0])
     told(path, "Planned, as it was", [38.0, 38.0], under="half the guidance")
     told(path, "Planned", [50.0, 50.0], ratio=label(18, 50), work=0.36)
-    plan = Plan((TaylorSeer(),), measured={"held_out_db": 41.25, "cost": 11.5})
-    Cells(path).run(
-        lambda: {"plan": json.loads(plan.to_json())},
-        **{"model": "shapes-t2v", "checkpoint": "ab", "set": "plan", "solver": OWN, "under": ""},
-        **{"steps": 50, "budget": 12, "samples": 8, "effort": "normal"},
-    )
+    planned(path)
+    planned(path, samples=2)
     cells = Cells(path)
-    found = {title: lines for title, _, lines in tables(cells, "shapes-t2v", "ab")}
+    found = {title: lines for title, _, lines in tables(cells, "shapes-t2v")}
     wide, narrow = found["50 steps of the solver it ships with: gains"]
     assert wide == ("18 of 50", "50.00 ± 0.00", "0.360", "–", "–", "–")
     assert narrow[0] == "12 of 50" and narrow[1].startswith("42.00 ± 2.00")
@@ -166,14 +180,58 @@ def test_tables_say_what_the_cells_hold(tmp_path, capsys):
         line[:3] for line in ageing(cells, "shapes-t2v")
     ]
     assert [line[:1] for line in ageing(cells, "shapes-t2v")][-1] == ("as calibrated, 2 samples",)
-    (cost,) = costs(cells, "shapes-t2v", "ab")
-    assert cost[2:7] == ("12 of 50", 8, "normal", "41.2", "11.5")
+    cost, less = costs(cells, "shapes-t2v")
+    assert less[3] == 2 and cost[2:7] == ("12 of 50", 8, "normal", "41.2", "11.5")
     write(cells, path)
     page = path.with_suffix(".md").read_text()
     assert "+10.50 ± 0.50 (diffusers MagCache)" in page and "ab…" in page
     assert (tmp_path / "planned-shapes-t2v.png").stat().st_size > 10_000
     assert "shapes-t2i" not in page
     assert gains([], 50) == []
+
+
+def test_plans_that_are_shown_alike_are_judged_apart(tmp_path):
+    """Of long fields a cell's name holds the beginning: the last weights are not in it."""
+    path, nodes = tmp_path / "planned.json", tuple(range(25))
+    first, second = (
+        Planned(nodes, weights=(*[()] * 24, (last,)), guard=False) for last in (0.1, 0.2)
+    )
+    assert str(Setting("", first)) == str(Setting("", second))
+    planned(path, first, budget=25, code="older")
+    planned(path, second, budget=25, code="newer")
+    known = shown(made(Cells(path), "shapes-t2v", "ab"))
+    assert mark_of(first, known) == "" != mark_of(second, known)
+    told(path, "Planned", [44.0, 44.0], setting=str(Setting("Planned", first)), ratio=2.0)
+    assert rows(Cells(path), "shapes-t2v", OWN) == []  # the newer was not judged yet
+    named = str(Setting("Planned", second, mark=mark_of(second, known)))
+    told(path, "Planned", [40.0, 40.0], setting=named, ratio=2.0)
+    (row,) = rows(Cells(path), "shapes-t2v", OWN)
+    assert row.means["psnr"] == 40.0
+
+
+@pytest.mark.parametrize("current", ["newer", "older"])
+def test_a_newer_plan_is_told_even_if_it_is_worse(tmp_path, current):
+    path = tmp_path / "planned.json"
+    versions = {"older": (Planned((0, 2), steps=6), 44.0), "newer": (PLAN, 40.0)}
+    for version, (method, psnr) in versions.items():
+        kinds = {"Planned": False, "Planned, with its guard": True, "Planned, as it was": False}
+        for row, guard in kinds.items():
+            setting = str(Setting(row, replace(method, guard=guard)))
+            under = "half the guidance" if row.endswith("was") else ""
+            told(path, row, [psnr, psnr], setting=setting, under=under)
+        used = version == current == "older"
+        planned(path, replace(method, guard=True), code=code() if used else version)
+    told(path, "Planned, made anew", [60.0, 60.0], setting="no plan's", under="half the guidance")
+    cells, expected = Cells(path), versions[current][1]
+    found = {title: lines for title, _, lines in tables(cells, "shapes-t2v")}
+    title = "50 steps of the solver it ships with"
+    ((_, mean, *_),) = found[f"{title}: gains"]
+    assert mean.startswith(f"{expected:.2f}")
+    assert len(found[title]) == 2  # with its guard and without
+    assert [r.means["psnr"] for r in rows(cells, "shapes-t2v", OWN)] == [expected] * 2
+    aged = [r.means["psnr"] for r in rows(cells, "shapes-t2v", OWN, "half the guidance")]
+    assert aged == [expected]
+    assert len(list(costs(cells, "shapes-t2v"))) == 1
 
 
 def test_plain_runs_of_other_lengths_are_kept_apart(tmp_path):

@@ -1,14 +1,19 @@
 """Plans on models whose best plan is known, with every kind of scheduler and prediction."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
+from accel.caching.planning import planner
 from accel.caching.planning.combination import Combination
+from accel.caching.planning.fit import fitted_change
+from accel.caching.planning.gram import Gram
 from accel.caching.planning.planner import fit
 from accel.caching.planning.rule import extrapolated
 from accel.caching.planning.search import Search, search
-from tests.caching.planning.analytic import SCHEDULERS, STEPS, Gaussian, walked
+from tests.caching.planning.analytic import SCHEDULERS, STEPS, Exact, Gaussian, walked
 
 NODES = (0, 2, 5, 8)
 schedulers = pytest.mark.parametrize("name", SCHEDULERS)
@@ -52,6 +57,48 @@ def test_a_linear_velocity_with_enough_nodes_is_exact(name):
     walker = Gaussian(name, [0.05, 0.6])
     few, enough = fit(walker, (0,)), fit(walker, NODES)
     assert few.decibels() < 40 < 60 < enough.decibels()
+
+
+@pytest.fixture
+def no_ridge(monkeypatch):
+    """Of ridges only one below what rounding gives."""
+    monkeypatch.setattr(planner, "fitted_change", partial(fitted_change, ridges=(1e-14,)))
+
+
+def test_a_linear_velocity_with_enough_nodes_is_exact_to_rounding(no_ridge):
+    walker = Exact([0.05, 0.6])
+    found = fit(walker, NODES)
+    assert found.stages[0] > 1e-3  # one output for two directions
+    assert max(found.stages[1:]) < 1e-12
+    last = walked(walker.response, NODES, found.weights, rule_of(walker, NODES), walker, range(6))
+    assert error(walker, last, range(6)) < 1e-12
+    assert min(fit(walker, (0,)).stages) > 1e-2
+
+
+def known_best(walker, nodes):
+    """Whole weights of every segment by least squares, on the path that they lead along."""
+    state, outputs, found = walker.state(0), [], []
+    for node, end in zip(nodes, (*nodes[1:], STEPS), strict=True):
+        outputs.append(walker.evaluate(node, state))
+        kept = float(walker.response.start[end] / walker.response.start[node])
+        columns = torch.stack([o.flatten() for o in outputs], dim=1).numpy()
+        missing = (walker.state(end) - kept * state).flatten().numpy()
+        found.append(np.linalg.lstsq(columns, missing, rcond=None)[0])
+        state = kept * state + torch.from_numpy(columns @ found[-1]).reshape(state.shape)
+    return found
+
+
+@pytest.mark.parametrize("name", ["exact", *SCHEDULERS])
+def test_all_weights_are_the_known_best(name, no_ridge):
+    """As many directions as nodes, so that no output is a combination of the others."""
+    variances, nodes = [0.05, 0.5, 3.0], (0, 3, 7)
+    exact = name == "exact"
+    walker = Exact(variances) if exact else Gaussian(name, variances, even=True)
+    fitted, rule = fit(walker, nodes), rule_of(walker, nodes)
+    for j, best in enumerate(known_best(walker, nodes)):
+        found = rule.segment(j)[1][: j + 1].copy()
+        found[j - np.arange(j + 1)] += fitted.weights[j]
+        assert found == pytest.approx(best, rel=1e-8 if exact else 1e-5)
 
 
 @schedulers
@@ -115,16 +162,40 @@ def test_segments_are_fitted_where_the_run_ends_nearer_and_that_can_be_paid_for(
     assert all(found.tried[0, 2, 5, 9].weights)
 
 
-@pytest.mark.parametrize("value", [0.0, 1.0])
-def test_constant_outputs_leave_a_plan_as_it_is(value):
+def constant(value):
+    """A model whose outputs never change."""
     walker = Gaussian("flow euler", [0.5])
     walker.evaluate = lambda index, states, chunks=None: torch.full_like(states, value)
     walker.first = walker.evaluate(0, walker.state(0))
+    walker.outputs = [walker.first] * STEPS
     steps = [walker.response.outputs[i + 1].sum() * value for i in range(STEPS)]
     walker.states = [walker.state(0), *(walker.state(0) + s for s in steps)]
-    found = fit(walker, NODES)
+    walker.gram, walker.guidance = Gram(STEPS), None
+    for sample in range(len(walker.first)):
+        walker.gram.add(torch.stack([output[sample] for output in walker.outputs]))
+    return walker
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_constant_outputs_leave_a_plan_as_it_is(value):
+    found = fit(constant(value), NODES)
     assert max(abs(w) for row in found.weights for w in row) < 1e-3
     assert found.errors.max() < 1e-4 and np.isfinite(found.surprises).all()
+
+
+@pytest.mark.parametrize("effort", ["normal", "high"])
+@pytest.mark.parametrize("kind", ["zero", "one", "one sample"])
+def test_a_search_on_degenerate_data_does_not_blow_up(kind, effort):
+    if kind == "one sample":
+        walker = Gaussian("flow unipc", [0.1, 0.5], samples=1)
+        walker.guidance = None
+    else:
+        walker = constant(float(kind == "one"))
+    found = search(walker, 4, effort).best
+    assert len(found.nodes) == 4 and found.nodes[0] == 0
+    assert np.isfinite(found.errors).all() and np.isfinite(found.surprises).all()
+    assert max((abs(w) for row in found.weights for w in row), default=0.0) < 10
+    assert found.errors.max() < (0.1 if kind == "one sample" else 1e-4)
 
 
 def test_samples_all_alike_do_not_blow_up():

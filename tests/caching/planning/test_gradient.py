@@ -77,14 +77,28 @@ def test_descent_gains_on_samples_it_was_not_given():
     assert found.nodes == NODES and found.weights != closed.weights
     trial, chunks = Descent(walker, closed), range(8)
     before = trial.losses(trial.course(chunks), chunks).mean()
-    trial.changes = [np.array(change) for change in found.weights]
-    assert trial.losses(trial.course(chunks), chunks).mean() < before
+    final = Descent(walker, found)
+    assert final.losses(final.course(chunks), chunks).mean() < before
+    # what is told is of the held half, on which neither the closed form nor the descent was fitted
+    held = [2, 3, 6, 7, 10, 11, 14, 15]
+    half = fit(walker, NODES, [r for r in range(16) if r not in held])
+    gained = found.decibels() - half.decibels(held)
+    assert len(found.errors) == 8 and measured["gradient_gain"] == pytest.approx(gained, abs=0.05)
+    assert found.stages[-1] == pytest.approx(np.sqrt((found.errors**2).mean()))
+
+
+def test_the_gradient_reaches_segments_that_the_closed_form_left_alone():
+    walker = Curved(chunks=8)
+    closed = fit(walker, NODES, along=False)
+    found, measured = refined(walker, closed, rounds=8)
+    assert not any(closed.weights[:-1]) and all(any(row) for row in found.weights)
+    assert measured["gradient_gain"] > 0
 
 
 def test_one_chunk_cannot_be_judged_and_a_loss_of_ones_own_is_taken():
     walker = Curved(chunks=1)
     closed = fit(walker, NODES)
-    assert refined(walker, closed) == (closed, {"gradient_rounds": 0})
+    assert refined(walker, closed) == (closed, {"gradient_rounds": 0, "gradient_gain": 0.0})
     walker, seen = Curved(chunks=2), []
 
     def loss(state, true):

@@ -145,6 +145,12 @@ def test_a_moved_fit_is_the_fit_at_those_levels():
 
 
 def test_a_fit_of_the_last_segment_alone_stays_in_the_last():
-    own, weights = [1 - i / 12 for i in range(12)], ((), (), (0.1, 0.2, 0.3))
-    _, found = moved((0, 4, 8), weights, own, [1 - i / 20 for i in range(20)], 12)
-    assert len(found) == 5 and any(found[-1]) and not any(any(row) for row in found[:-1])
+    own, weights = [1 - i / 12 for i in range(12)], ((), (), (), (), (0.1, 0.2, 0.3))
+    _, found = moved((0, 2, 4, 8, 10), weights, own, [1 - i / 8 for i in range(8)], 12)
+    assert len(found) == 4 and any(found[-1]) and not any(any(row) for row in found[:-1])
+
+
+def test_a_run_of_more_steps_takes_nodes_alone():
+    own, weights = [1 - i / 12 for i in range(12)], ((0.1,), (0.2, 0.3), (0.1, 0.2, 0.3))
+    nodes, found = moved((0, 4, 8), weights, own, [1 - i / 20 for i in range(20)], 12)
+    assert len(nodes) == 5 and found == ()

@@ -2,6 +2,7 @@
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from diffusers import HeunDiscreteScheduler
@@ -13,7 +14,7 @@ from accel.caching.planning.gradient import Descent
 from accel.caching.planning.planner import candidates, fit
 from accel.caching.planning.search import search
 from accel.caching.planning.walk import Walker
-from tests.tiny_pipelines import call, make
+from tests.tiny_pipelines import TINY, call, make
 
 STEPS = 8
 PROMPTS = ["a red circle", "a blue square", "a green triangle", "a pink circle"]
@@ -88,6 +89,36 @@ def test_every_step_computed_is_the_plain_run_to_the_bit():
         pytest.warns(UserWarning, match="skipped nothing"),
     ):
         assert torch.equal(call(pipe, "wan", steps=STEPS), plain)
+
+
+@pytest.mark.parametrize("name", ["sd", "wan"])
+def test_a_calibrated_plan_of_every_step_is_the_plain_run_to_the_bit(name):
+    pipe = make(name)
+    plain = call(pipe, name, steps=5)
+    how = {**TINY[name].call, "guidance_scale": 4.0, "negative_prompt": "blue"}
+    plan = accel.calibrate(pipe, PROMPTS[:2], steps=5, budget=5, progress=False, **how)
+    pipe.enable_acceleration(plan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that nothing is skipped
+        assert torch.equal(call(pipe, name, steps=5), plain)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_one_prompt_and_a_constant_output_give_a_plan_that_runs(value):
+    pipe = make("sd")
+    last = pipe.unet.conv_out
+    last.weight.data.zero_()
+    last.bias.data.fill_(value)
+    plan = accel.calibrate(
+        pipe, PROMPTS[:1], steps=STEPS, budget=3, progress=False, **TINY["sd"].call
+    )
+    (method,) = plan.methods
+    assert len(method.nodes) == 3 and np.isfinite([w for row in method.weights for w in row]).all()
+    assert np.isfinite(plan.measured["held_out_db"])
+    plain = call(pipe, "sd", steps=STEPS, guidance=7.5, negative_prompt=None)
+    pipe.enable_acceleration(plan)
+    latents = call(pipe, "sd", steps=STEPS, guidance=7.5, negative_prompt=None)
+    torch.testing.assert_close(latents, plain, rtol=1e-3, atol=1e-3)
 
 
 def test_one_prompt_and_few_samples_still_give_a_plan():
