@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from .layout import BlockLayout, uniform
+
+_regular: WeakKeyDictionary[BlockLayout, bool] = WeakKeyDictionary()
 
 
 def to_flex(layout: BlockLayout) -> Any:
@@ -100,17 +103,23 @@ def padded(mapped: Tensor) -> tuple[Tensor, Tensor]:
 def check_uniform(layout: BlockLayout) -> None:
     """Raise ValueError unless every block but the last is full.
 
-    Starts are read on the host only of a layout whose builder did not say (`regular`).
+    Starts are read on the host only of a layout whose builder did not say (`regular`), and once.
     """
+    if layout.regular is None and layout not in _regular:
+        _regular[layout] = all(
+            torch.equal(start, uniform(tokens, block, start.device))
+            for start, tokens, block in (
+                (layout.q_start, layout.seq_q, layout.block_q),
+                (layout.k_start, layout.seq_k, layout.block_k),
+            )
+        )
+    regular = _regular[layout] if layout.regular is None else layout.regular
     for name, start, tokens, block in (
         ("query", layout.q_start, layout.seq_q, layout.block_q),
         ("key", layout.k_start, layout.seq_k, layout.block_k),
     ):
         shared = start.shape[:2] == (1, 1) and start.shape[-1] - 1 == -(-tokens // block)
-        regular = layout.regular if shared else False
-        if regular is None:
-            regular = torch.equal(start, uniform(tokens, block, start.device))
-        if not regular:
+        if not (shared and regular):
             raise ValueError(
                 f"{name} blocks vary in size ({start.shape[-1] - 1} for {tokens} tokens, largest "
                 f"{block}), which this form cannot say; use a kernel that reads the layout itself"
