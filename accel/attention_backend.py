@@ -19,13 +19,13 @@ SDPA = torch._C._nn.scaled_dot_product_attention
 PREFIX = "accel"
 
 Call = Callable[[Tensor, Tensor, Tensor], Tensor]
-Attend = Callable[[Call, Tensor, Tensor, Tensor, Tensor | None, float | None, int], Tensor]
+Attend = Callable[[Call, Tensor, Tensor, Tensor, Tensor | None, float | None, int, Any], Tensor]
 
 _seam: list[tuple[Attend, Callable[[], bool]]] = []
 
 
 def attended(handling: Callable[[], bool]) -> Callable[[Attend], Attend]:
-    """Make `seam(call, q, k, v, mask, scale, shards)` what our backends call.
+    """Make `seam(call, q, k, v, mask, scale, shards, group)` what our backends call.
 
     Args:
         handling: whether the seam has anything to do now.
@@ -101,6 +101,7 @@ def _run(
     causal: bool = False,
     parallel: Any = None,
     shards: int = 1,
+    group: Any = None,
 ) -> Tensor:
     def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return dispatch_attention_fn(
@@ -120,7 +121,7 @@ def _run(
         return call(q, k, v)
     if parallel is not None and parallel.context_parallel_config is not None:
         return _over_ranks(before, q, k, v, mask, scale, gqa, parallel)
-    return _seam[0][0](call, q, k, v, mask, scale, shards)
+    return _seam[0][0](call, q, k, v, mask, scale, shards, group)
 
 
 def _over_ranks(
@@ -148,7 +149,9 @@ def _over_ranks(
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *_: Any, **__: Any
     ) -> Tensor:
-        return _run(before, q, k, v, mask, scale, gqa, shards=config.ulysses_degree)
+        group = config._ulysses_mesh.get_group()
+        shards = config.ulysses_degree
+        return _run(before, q, k, v, mask, scale, gqa, shards=shards, group=group)
 
     return _templated_context_parallel_attention(
         q,

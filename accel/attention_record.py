@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+GROUPS = ("index", "branch", "denoiser", "layer", "kernel", "head")
+
 
 @dataclass(frozen=True)
 class AttentionRow:
@@ -44,6 +46,7 @@ class AttentionRecord:
         seconds_kernel: time spent in sparse kernels, reordering of tokens included.
         maps: (denoiser, layer) -> (H, rows, columns) share of pairs attended in every cell of the
             last map, in the order of tokens the kernel saw.
+        seconds_report: time spent to measure density, recall and maps for this record.
     """
 
     rows: tuple[AttentionRow, ...]
@@ -51,6 +54,7 @@ class AttentionRecord:
     seconds_map: float
     seconds_kernel: float
     maps: Mapping[tuple[str, int], Tensor]
+    seconds_report: float = 0.0
 
     @property
     def density(self) -> float:
@@ -64,10 +68,20 @@ class AttentionRecord:
         return _mean(known) if known else None
 
     def by(self, what: str) -> dict[Any, float]:
-        """Mean density by "index", "branch", "denoiser" or "layer"."""
+        """Mean density by "index", "branch", "denoiser", "layer", "kernel" or "head".
+
+        Raises:
+            ValueError: anything else.
+        """
+        if what not in GROUPS:
+            raise ValueError(f"density is told by one of {', '.join(GROUPS)}, got {what!r}")
         groups: dict[Any, list[float]] = {}
         for row in self.rows:
-            groups.setdefault(getattr(row, what), []).extend(row.density)
+            if what == "head":
+                for head, density in enumerate(row.density):
+                    groups.setdefault(head, []).append(density)
+            else:
+                groups.setdefault(getattr(row, what), []).extend(row.density)
         return {key: _mean(values) for key, values in groups.items()}
 
     def summary(self) -> str:
@@ -75,7 +89,8 @@ class AttentionRecord:
         recall = "" if self.recall is None else f", recall {self.recall:.1%} on sampled rows"
         return (
             f"attention: {self.density:.1%} of pairs{recall}; maps {self.seconds_map:.2f} s, "
-            f"kernels {self.seconds_kernel:.2f} s ({', '.join(self.kernels) or 'dense alone'})"
+            f"kernels {self.seconds_kernel:.2f} s ({', '.join(self.kernels) or 'dense alone'}), "
+            f"this report {self.seconds_report:.2f} s"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -85,6 +100,7 @@ class AttentionRecord:
             "kernels": dict(self.kernels),
             "seconds_map": self.seconds_map,
             "seconds_kernel": self.seconds_kernel,
+            "seconds_report": self.seconds_report,
         }
 
     def plot(self, layer: int, head: int, path: str | Path, denoiser: str | None = None) -> Path:

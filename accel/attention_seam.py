@@ -49,6 +49,8 @@ class Plain:
         part: number of the call within its module: Mochi attends to each sample apart.
         shards: processes that share the sequence (Ulysses). Each sees all tokens, for some heads;
             the sequence is the shards' one after another, each with its part of the text.
+        group: these processes, as torch.distributed knows them; each has as many heads, those of
+            rank 0 first. None where there are no others.
     """
 
     call: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -56,6 +58,7 @@ class Plain:
     scale: float | None
     part: int
     shards: int = 1
+    group: Any = None
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return self.call(q, k, v)
@@ -155,13 +158,14 @@ def _attend(
     mask: Tensor | None,
     scale: float | None,
     shards: int,
+    group: Any,
 ) -> Tensor:
     """One attention of a model, through the handlers of the module that runs, if any."""
     frame = _frame.get()
     if frame is None or q.shape[1] != k.shape[1]:
         return call(q, k, v)
     while frame is not None:
-        call = _through(frame.handler, Plain(call, mask, scale, frame.calls, shards))
+        call = _through(frame.handler, Plain(call, mask, scale, frame.calls, shards, group))
         frame.calls += 1
         frame = frame.outer
     token = _frame.set(None)
@@ -198,5 +202,5 @@ class _Direct(TorchFunctionMode):
             return func(*(t.transpose(1, 2) for t in (q, k, v)), **given).transpose(1, 2)
 
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-        out = _attend(call, q, k, v, given.get("attn_mask"), given.get("scale"), 1)
+        out = _attend(call, q, k, v, given.get("attn_mask"), given.get("scale"), 1, None)
         return out.transpose(1, 2)

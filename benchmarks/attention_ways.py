@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from accel.sparse_attn.kernels import KERNELS
+from accel.sparse_attn.kernels import KERNELS, TOOLS
 from accel.sparse_attn.layout import BlockLayout, uniform
 from accel.sparse_attn.pattern import Pattern, Place
 from accel.sparse_attn.patterns import (
@@ -77,7 +77,7 @@ class Shape:
 
     def place(self) -> Place:
         grid = TokenGrid(self.frames, self.height, self.width, 0, self.text)
-        return Place(0, 1, 0.5, None, None, grid, {})
+        return Place(0, 1, 0.5, None, None, grid, {}, **TOOLS["triton"])
 
 
 SHAPES = {

@@ -11,6 +11,7 @@ from .patterns import PATTERNS
 from .patterns.adaspa import AdaSpa
 from .patterns.attention_tile import AttentionTile
 from .patterns.draft import DraftAttention
+from .patterns.full import Full
 from .patterns.jenga import Jenga
 from .patterns.radial import Radial
 from .patterns.sliding_tile import SlidingTile
@@ -31,6 +32,7 @@ __all__ = [
     "AdaSpa",
     "AttentionTile",
     "DraftAttention",
+    "Full",
     "Jenga",
     "Radial",
     "SlidingTile",

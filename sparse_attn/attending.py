@@ -17,7 +17,7 @@ from accel.self_attention import Layer
 from accel.step import Run
 from accel.token_grid import TokenGrid, call_grid
 
-from .kernels import KERNELS
+from .kernels import KERNELS, TOOLS
 from .kernels.choice import choose
 from .layout import BlockLayout
 from .log import Log, cells, held_bytes, recall
@@ -121,9 +121,13 @@ class Attending:
             self._note(name, layer, "dense", _ones(q), None, q)
             return plain(q, k, v)
         layout = routing.layout
-        chosen, kernel, why = choose(self.settings.kernel, KERNELS, q, layout)
+        exact = routing.compensate is None  # else it wants what a kernel tells
+        chosen, kernel, why = choose(self.settings.kernel, KERNELS, q, layout, dense=exact)
         self.log.kernels[chosen] = why
-        scale = q.shape[-1] ** -0.5 if plain.scale is None else plain.scale
+        if kernel is None:
+            self._note(name, layer, "dense", _ones(q), None, q)
+            return plain(q, k, v)
+        scale = place.scale_of(q)
         with self.log.timed("kernel", q.device):
             query = arranged(q, routing.order_q)
             key, value = (arranged(t, routing.order_k) for t in (k, v))
@@ -133,11 +137,12 @@ class Attending:
             if routing.order_q is not None:
                 out = arranged(out, inverse(routing.order_q))
         mass = None
-        if self.settings.recall_rows and self._turn(layer, place):
-            mass = recall(query, key, layout, scale, self.settings.recall_rows)
-            self.log.maps[name, layer.number] = cells(layout)
-        if layout not in self.densities:
-            self.densities[layout] = layout.head_density().mean(0)
+        with self.log.timed("report", q.device):
+            if self.settings.recall_rows and self._turn(layer, place):
+                mass = recall(query, key, layout, scale, self.settings.recall_rows)
+                self.log.maps[name, layer.number] = cells(layout)
+            if layout not in self.densities:
+                self.densities[layout] = layout.head_density().mean(0)
         self._note(name, layer, chosen, self.densities[layout], mass, q)
         return out
 
@@ -178,7 +183,19 @@ class Attending:
             )
         key = (name, layer.number, step.branch, plain.part, q.shape, q.dtype, q.device)
         state = self.states.setdefault(key, {})
-        return Place(layer.number, count, fraction, step, step.branch, placed, state)
+        tools = TOOLS.get(settings.kernel, {})
+        return Place(
+            layer.number,
+            count,
+            fraction,
+            step,
+            step.branch,
+            placed,
+            state,
+            plain.scale,
+            plain.group,
+            **tools,
+        )
 
     def _note(
         self, name: str, layer: Layer, kernel: str, density: Tensor, mass: Tensor | None, q: Tensor

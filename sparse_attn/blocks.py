@@ -48,6 +48,7 @@ class Blocks:
         size: most tokens in a block.
         tokens: tokens in all, S.
         order: (S,) long, the token at every position; None for the order they come in.
+        regular: whether all blocks but the last hold `largest` tokens.
     """
 
     start: Tensor
@@ -56,6 +57,7 @@ class Blocks:
     size: int
     tokens: int
     order: Tensor | None = None
+    regular: bool = False
 
     @property
     def count(self) -> int:
@@ -65,7 +67,7 @@ class Blocks:
     @property
     def largest(self) -> int:
         """The block size that kernels are told: 64 or 128."""
-        return BLOCKS[self.size > BLOCKS[0]]
+        return _largest(self.size)
 
     def arranged(self, x: Tensor) -> Tensor:
         """x (B, S, H, D) in the order of the blocks."""
@@ -136,7 +138,8 @@ def cut(
             f"video of {grid.video} tokens in blocks of at most {size}"
         )
     before, after = pieces(grid.text_first, size), pieces(grid.text_last, size)
-    start = torch.tensor([0, *before, *sizes, *after], device=device).cumsum(0, dtype=torch.int32)
+    every = [*before, *sizes, *after]
+    start = torch.tensor([0, *every], device=device).cumsum(0, dtype=torch.int32)
     text = torch.ones(len(start) - 1, dtype=torch.bool, device=device)
     video = slice(len(before), len(before) + len(sizes))
     text[video] = False
@@ -144,7 +147,12 @@ def cut(
         first = torch.arange(grid.text_first, device=device)
         last = torch.arange(grid.text_first + grid.video, grid.tokens, device=device)
         order = torch.cat([first, order.to(device) + grid.text_first, last])
-    return Blocks(start, text, video, size, grid.tokens, order)
+    regular = every == pieces(grid.tokens, _largest(size))
+    return Blocks(start, text, video, size, grid.tokens, order, regular)
+
+
+def _largest(size: int) -> int:
+    return BLOCKS[size > BLOCKS[0]]
 
 
 def pieces(tokens: int, size: int) -> list[int]:
@@ -197,9 +205,19 @@ def by_frame(grid: TokenGrid, size: int, device: torch.device) -> tuple[Blocks, 
 
 
 def routing(
-    map: Tensor, rows: Blocks, columns: Blocks, batch: int, heads: int, capacity: int | None = None
+    map: Tensor,
+    rows: Blocks,
+    columns: Blocks,
+    batch: int,
+    heads: int,
+    capacity: int | None = None,
+    share: float | None = None,
 ) -> Routing:
-    """The routing of a map (B or 1, H or 1, nQ, nK) over blocks of queries and of keys."""
+    """The routing of a map (B or 1, H or 1, nQ, nK) over blocks of queries and of keys.
+
+    Args:
+        share: of all pairs that the map holds at least, where that is known (`with_text`).
+    """
     layout = BlockLayout.from_map(
         map.expand(batch, heads, -1, -1),
         rows.start,
@@ -209,9 +227,22 @@ def routing(
         seq_q=rows.tokens,
         seq_k=columns.tokens,
         capacity=capacity,
+        regular=rows.regular and columns.regular,
+        share=share,
     )
     order_q, order_k = (None if o is None else o[None, None] for o in (rows.order, columns.order))
     return Routing(layout, order_q, order_k)
+
+
+def with_text(grid: TokenGrid, share: float) -> float:
+    """Share of all pairs, where of the video's `share` is computed, and text is whole."""
+    return 1 - (1 - share) * (grid.video / grid.tokens) ** 2
+
+
+def pairs(map: Tensor, blocks: Blocks) -> float:
+    """Share of all pairs that a map (..., n, n) holds; waits for the device."""
+    size = blocks.start.diff().double()
+    return float((map.double() @ size @ size).mean()) / blocks.tokens**2
 
 
 class Static(Protocol):
@@ -229,4 +260,5 @@ def static(
     """The routing of a static pattern for (B, H) `shape`, shared by layers and steps."""
     map, blocks = pattern.map(grid, device)
     entries = shape[0] * shape[1] * int(map.sum())  # read on the host, but once
-    return routing(map[None, None], blocks, blocks, *shape, capacity=entries)
+    share = pairs(map, blocks)
+    return routing(map[None, None], blocks, blocks, *shape, capacity=entries, share=share)

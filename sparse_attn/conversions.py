@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from .layout import BlockLayout
+from .layout import BlockLayout, uniform
+
+_regular: WeakKeyDictionary[BlockLayout, bool] = WeakKeyDictionary()
 
 
 def to_flex(layout: BlockLayout) -> Any:
@@ -57,15 +60,25 @@ def to_bsr(layout: BlockLayout) -> tuple[Tensor, Tensor]:
     """(indptr, indices) of all query blocks of all heads as one block-sparse matrix.
 
     The heads of the batch lie one after another, on the rows and on the columns: head n has rows
-    n * nQ and columns n * nK onwards. Indices ascend in each row.
+    n * nQ and columns n * nK onwards. Indices ascend in each row. Every block is full, as the form
+    has no masks.
 
     Returns:
         (B * H * nQ + 1,) int32 and (capacity,) int32; entries from `indptr[-1]` on are unused.
 
     Raises:
-        ValueError: the blocks are not uniform.
+        ValueError: the blocks are not uniform, or the last one is not full.
     """
     check_uniform(layout)
+    for name, tokens, block in (
+        ("queries", layout.seq_q, layout.block_q),
+        ("keys", layout.seq_k, layout.block_k),
+    ):
+        if tokens % block:
+            raise ValueError(
+                f"{tokens} {name} are no multiple of blocks of {block}, and a block-sparse matrix "
+                f"has no mask for the rest of the last one: what fills it up would be attended to"
+            )
     mapped = layout.dense().flatten(0, 1)
     heads, rows, columns = mapped.shape
     count, index = padded(mapped)
@@ -90,13 +103,23 @@ def padded(mapped: Tensor) -> tuple[Tensor, Tensor]:
 def check_uniform(layout: BlockLayout) -> None:
     """Raise ValueError unless every block but the last is full.
 
-    Told from the shapes alone: uniform blocks are shared by all heads and are as few as can be.
+    Starts are read on the host only of a layout whose builder did not say (`regular`), and once.
     """
+    if layout.regular is None and layout not in _regular:
+        _regular[layout] = all(
+            torch.equal(start, uniform(tokens, block, start.device))
+            for start, tokens, block in (
+                (layout.q_start, layout.seq_q, layout.block_q),
+                (layout.k_start, layout.seq_k, layout.block_k),
+            )
+        )
+    regular = _regular[layout] if layout.regular is None else layout.regular
     for name, start, tokens, block in (
         ("query", layout.q_start, layout.seq_q, layout.block_q),
         ("key", layout.k_start, layout.seq_k, layout.block_k),
     ):
-        if start.shape[:2] != (1, 1) or start.shape[-1] - 1 != -(-tokens // block):
+        shared = start.shape[:2] == (1, 1) and start.shape[-1] - 1 == -(-tokens // block)
+        if not (shared and regular):
             raise ValueError(
                 f"{name} blocks vary in size ({start.shape[-1] - 1} for {tokens} tokens, largest "
                 f"{block}), which this form cannot say; use a kernel that reads the layout itself"

@@ -30,6 +30,11 @@ class BlockLayout:
         block_q: most tokens in a query block, 64 or 128.
         block_k: most tokens in a key block, 64 or 128.
         batch, heads, seq_q, seq_k: B, H, S_q, S_k.
+        regular: whether all blocks but the last are full, of queries and of keys; None where who
+            built it did not say.
+        share: share of all pairs that is computed at least, roughly, as far as it was known without
+            looking at tokens; None where it was not.
+        covered: whether every key lies in a block; False where a padding mask hides some.
     """
 
     row_ptr: Tensor
@@ -43,6 +48,9 @@ class BlockLayout:
     heads: int
     seq_q: int
     seq_k: int
+    regular: bool | None = None
+    share: float | None = None
+    covered: bool = True
 
     @property
     def blocks_q(self) -> int:
@@ -66,6 +74,9 @@ class BlockLayout:
         seq_q: int,
         seq_k: int,
         capacity: int | None = None,
+        regular: bool | None = None,
+        share: float | None = None,
+        covered: bool = True,
     ) -> BlockLayout:
         """Lists from a map, by row counts, a running sum and a scatter on its device.
 
@@ -75,6 +86,7 @@ class BlockLayout:
             seq_q, seq_k: tokens in all, S_q and S_k; the last entries of the starts.
             capacity: length of `col`, at least the number of entries; by default that of a full
                 map. Patterns that know their density save memory by it.
+            regular, share, covered: see the attributes.
 
         Raises:
             ValueError: block sizes or shapes that do not fit.
@@ -119,6 +131,9 @@ class BlockLayout:
             heads,
             seq_q,
             seq_k,
+            regular,
+            share,
+            covered,
         )
 
     def dense(self) -> Tensor:
@@ -174,6 +189,9 @@ class BlockLayout:
             seq_q=self.seq_q,
             seq_k=self.seq_k,
             capacity=self.col.numel(),
+            regular=False,
+            share=self.share,
+            covered=False,
         )
         return layout, order
 
@@ -209,7 +227,7 @@ class BlockLayout:
         return to_fa4(self)
 
     def to_bsr(self) -> tuple[Tensor, Tensor]:
-        """(indptr, indices) per batch entry and head for FlashInfer's block-sparse wrapper."""
+        """(indptr, indices) for FlashInfer's block-sparse wrapper, heads along one diagonal."""
         from .conversions import to_bsr
 
         return to_bsr(self)

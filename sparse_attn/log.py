@@ -27,11 +27,11 @@ class Log:
         self.rows: list[tuple[Step, str, int, str, Tensor, Tensor | None]] = []
         self.maps: dict[tuple[str, int], Tensor] = {}
         self.kernels: dict[str, str] = {}
-        self.spent: dict[str, list[Any]] = {"map": [], "kernel": []}
+        self.spent: dict[str, list[Any]] = {"map": [], "kernel": [], "report": []}
 
     @contextmanager
     def timed(self, what: str, device: torch.device) -> Iterator[None]:
-        """Add the time within to "map" or "kernel"."""
+        """Add the time within to "map", "kernel" or "report"."""
         if device.type != "cuda":
             begin = time.perf_counter()
             yield
@@ -59,7 +59,9 @@ class Log:
         )
         maps = {key: cells.cpu() for key, cells in self.maps.items()}
         seconds = {what: sum(map(_seconds, spent)) for what, spent in self.spent.items()}
-        return AttentionRecord(rows, dict(self.kernels), seconds["map"], seconds["kernel"], maps)
+        return AttentionRecord(
+            rows, dict(self.kernels), seconds["map"], seconds["kernel"], maps, seconds["report"]
+        )
 
 
 def _seconds(spent: Any) -> float:
@@ -96,6 +98,9 @@ def cells(layout: BlockLayout) -> Tensor:
 def recall(q: Tensor, k: Tensor, layout: BlockLayout, scale: float, count: int) -> Tensor:
     """(H,) float32: attention mass that `layout` covers on `count` query rows spread evenly.
 
+    Of the mass that the model itself spreads: keys in no block of the layout, which a padding mask
+    hides, have none.
+
     Args:
         q, k: (B, S_q, H, D) and (B, S_k, H_k, D), in the order of the layout.
     """
@@ -104,5 +109,8 @@ def recall(q: Tensor, k: Tensor, layout: BlockLayout, scale: float, count: int) 
     group = q.shape[2] // k.shape[2]
     keys = k.transpose(1, 2).float().repeat_interleave(group, 1)
     scores = q[:, at].transpose(1, 2).float() @ keys.mT * scale
+    key = torch.arange(k.shape[1], device=q.device)
+    hidden = key >= layout.k_start[..., -1:]  # (B or 1, H or 1, S_k)
+    scores = scores.masked_fill(hidden[:, :, None], -torch.inf)
     kept = layout.rows(at)
     return (scores.softmax(-1) * kept).sum(-1).mean((0, 2))

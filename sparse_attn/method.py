@@ -6,15 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from accel.family import Family
 from accel.method import Method, Site, check_fields
 
+from .asking import ask
 from .attending import Attending
 from .kernels import KERNELS
-from .kernels.choice import check_name, choose
-from .layout import BlockLayout, uniform
+from .kernels.choice import check_name
 from .pattern import Pattern
 from .patterns.sliding_tile import SlidingTile
 
@@ -27,8 +25,8 @@ class SparseAttention(Method):
 
     Attributes:
         pattern: which blocks: `SlidingTile(...)`, `Radial(...)` and others.
-        kernel: what computes them; "auto" picks by device, dtype and head size, and a kernel given
-            by name is used or refused, never replaced.
+        kernel: what computes them; "auto" picks by device, dtype, head size and density, and a
+            kernel given by name is used or refused, never replaced.
         dense_until: share of the run, from its start, in which attention stays dense: outlines form
             there.
         dense_layers: numbers of self-attention modules that stay dense; negative ones count from
@@ -69,29 +67,12 @@ class SparseAttention(Method):
         return family.kind == "unet" or bool(kinds - {"cross"})
 
     def install(self, site: Site) -> None:
+        ask(self, site)
         Attending(site, self).install()
 
     def expect(self, site: Site, steps: int) -> str:
         dense = math.ceil(self.dense_until * steps - 1e-9)
         first = f"the first {dense} with dense attention; " if dense else ""
-        name, _, why = choose(self.kernel, KERNELS, *_sample(site))
+        name, why = ask(self, site)
         layers = f"; layers {self.dense_layers} dense" if self.dense_layers else ""
         return f"computes {steps} of {steps} steps, {first}kernel {name}: {why}{layers}"
-
-
-def _sample(site: Site) -> tuple[torch.Tensor, BlockLayout]:
-    """A query like those of the model, and the layout of one block, to ask kernels about."""
-    from accel.self_attention import self_attention
-
-    denoiser = next(iter(site.denoisers.values()))
-    parameter = next(denoiser.parameters())
-    layers = self_attention(site.family, denoiser)
-    sizes = [
-        layer.module.to_q.weight.shape[0] // layer.module.heads
-        for layer in layers
-        if hasattr(layer.module, "to_q") and hasattr(layer.module, "heads")
-    ]
-    q = parameter.new_empty((1, 64, 1, sizes[0] if sizes else 64))
-    start = uniform(64, 64, q.device)
-    map = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=q.device)
-    return q, BlockLayout.from_map(map, start, start, 64, 64, seq_q=64, seq_k=64)

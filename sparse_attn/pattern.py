@@ -11,6 +11,8 @@ from torch import Tensor
 from accel.step import Step
 from accel.token_grid import TokenGrid
 
+from .kernels.block_sum import block_sum
+from .kernels.merge import merge_lse
 from .layout import BlockLayout
 
 Compensate = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -29,6 +31,11 @@ class Place:
         branch: `cond`, `uncond`, or what the pipeline calls it.
         grid: frames, rows and columns of the tokens, and where the text is.
         state: kept for this run, layer, branch and shape; patterns keep masks and centroids there.
+        scale: factor of the scores, where the model sets one; else 1 / sqrt(D), see `scale_of`.
+        group: processes that have the other heads of this attention, rank by rank; None where all
+            are here.
+        sums: what sums the attention of every block, as `kernels.block_sum.block_sum`.
+        merge: what puts two attentions together, as `kernels.merge.merge_lse`.
     """
 
     layer: int
@@ -38,6 +45,15 @@ class Place:
     branch: str | None
     grid: TokenGrid
     state: dict[Any, Any] = field(default_factory=dict)
+    scale: float | None = None
+    group: Any = None
+    sums: Callable[..., Tensor] = block_sum
+    merge: Callable[..., tuple[Tensor, Tensor]] = merge_lse
+
+    def scale_of(self, q: Tensor) -> float:
+        """Factor of the scores of q (B, S, H, D)."""
+        scale: float = q.shape[-1] ** -0.5 if self.scale is None else self.scale
+        return scale
 
 
 @dataclass(frozen=True)
@@ -65,6 +81,9 @@ class Pattern(Protocol):
     def route(self, q: Tensor, k: Tensor, v: Tensor, place: Place) -> Routing | None:
         """The blocks to compute for q (B, S_q, H, D), k and v (B, S_k, H_k, D).
 
-        None means dense: the attention of the model is called as it was.
+        None means dense: the attention of the model is called as it was. Also asked when
+        acceleration is enabled, with zeros and `place.step` None, for the kind of layout it makes.
+        That may be costly where rounds or clusters are many: a pattern with a method `quick()` is
+        asked by what that returns, a pattern of the same kind of layout.
         """
         ...

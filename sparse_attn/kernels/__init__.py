@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from .flex import Flex
 from .gather import Gather
 from .reference import Reference
 from .triton_int8_launch import TritonInt8
-from .triton_launch import Triton
+from .triton_launch import Triton, block_sum, merge_lse
 
 
 class Kernel(Protocol):
@@ -42,3 +43,8 @@ KERNELS: dict[str, Kernel] = {
     "triton_int8": TritonInt8(),
     "triton_int8_fp8": TritonInt8(fp8=True),
 }
+
+TOOLS: dict[str, Mapping[str, Callable[..., Any]]] = {
+    "triton": {"sums": block_sum, "merge": merge_lse},
+}
+"""What patterns are given beside a kernel asked for by name, instead of plain torch (`Place`)."""

@@ -42,8 +42,13 @@ def block_sum(
         part = slice(at, min(at + step, rows))
         weights = (query[:, :, part] @ key.mT * scale - base[:, :, part, None]).exp()
         weights = weights.masked_fill(empty[:, :, part, None], 0)
-        total = torch.nn.functional.pad(weights.double().cumsum(-1), (1, 0))
-        columns = total.gather(-1, edges.expand(-1, -1, total.shape[2], -1)).diff(dim=-1).to(dtype)
+        columns = torch.segment_reduce(
+            weights,
+            "sum",
+            offsets=edges.expand(-1, -1, weights.shape[2], -1).contiguous(),
+            axis=3,
+            unsafe=True,  # the checks would wait for the device
+        )
         token = torch.arange(part.start, part.stop, device=q.device)
         starts, ends = q_start[..., :-1, None], q_start[..., 1:, None]
         member = (starts <= token) & (token < ends)  # (B or 1, H or 1, nQ, rows of the part)

@@ -47,7 +47,10 @@ class External:
     unproven: str = "it has never been launched on a card"
 
     def why_not(self, q: Tensor, layout: BlockLayout) -> str | None:
-        """The reason in words, None if usable; whether a layout is full is read on the host."""
+        """The reason in words, None if usable.
+
+        Whether a layout is full is read on the host where its builder did not say.
+        """
         if reason := probe(self.package):
             return reason
         if q.device.type != "cuda":
@@ -66,7 +69,9 @@ class External:
                 return f"its blocks are of {wanted}, got {layout.block_q, layout.block_k}"
             if layout.seq_q != layout.seq_k or layout.seq_q < 128:
                 return "it takes at least 128 queries, as many as keys"
-        if not self.sparse and not bool(layout.dense().all()):
+        if not layout.covered:
+            return "it cannot leave out single keys, which an attention mask hides"
+        if not self.sparse and layout.share != 1.0 and not bool(layout.dense().all()):
             return "it is dense, and the layout leaves blocks out"
         return None
 

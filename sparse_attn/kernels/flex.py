@@ -22,6 +22,8 @@ class Flex:
         compiled: whether torch compiles it, once per shape.
     """
 
+    unproven = "it has never been launched on a card"
+
     def __init__(self, compiled: bool = True) -> None:
         self.compiled = compiled
 

@@ -50,6 +50,9 @@ class Gather:
         least: scores from which queries with the same keys are multiplied by oneDNN.
     """
 
+    unproven = "it waits for the device and was launched on CPUs alone"
+    proven_on = ("cpu",)
+
     def __init__(self, least: int = products.LEAST) -> None:
         self.least = least
         self._spans: weakref.WeakKeyDictionary[BlockLayout, list[Span]] = (

@@ -4,6 +4,7 @@ from ..pattern import Pattern
 from .adaspa import AdaSpa
 from .attention_tile import AttentionTile
 from .draft import DraftAttention
+from .full import Full
 from .jenga import Jenga
 from .radial import Radial
 from .sliding_tile import SlidingTile
@@ -17,6 +18,7 @@ PATTERNS: dict[str, type[Pattern]] = {
     "AdaSpa": AdaSpa,
     "AttentionTile": AttentionTile,
     "DraftAttention": DraftAttention,
+    "Full": Full,
     "Jenga": Jenga,
     "Radial": Radial,
     "SlidingTile": SlidingTile,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from accel.method import check_fields
 
-from ..blocks import Blocks, in_order, routing
-from ..kernels.block_sum import block_sum
+from ..blocks import Blocks, in_order, routing, with_text
 from ..layout import BLOCKS
 from ..pattern import Place, Routing
 from ..selection import force, select
@@ -68,22 +69,24 @@ class AdaSpa:
             full = torch.ones(1, 1, blocks.count, blocks.count, dtype=torch.bool, device=q.device)
 
             def search(q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor) -> Tensor:
-                state.update(lse=lse, bits=packed(self.found(q, k, lse, blocks)), searches=due)
+                map = self.found(q, k, lse, blocks, place)
+                state.update(lse=lse, bits=packed(map), searches=due)
                 return o
 
             return Routing(routing(full, blocks, blocks, *shape).layout, compensate=search)
         if done < due:
-            map = self.found(q, k, state["lse"], blocks)
+            map = self.found(q, k, state["lse"], blocks, place)
             state.update(bits=packed(map), searches=due)
-        return routing(unpacked(state["bits"], blocks.count), blocks, blocks, *shape)
+        share = with_text(place.grid, 1 - self.sparsity)
+        return routing(unpacked(state["bits"], blocks.count), blocks, blocks, *shape, share=share)
 
-    def found(self, q: Tensor, k: Tensor, lse: Tensor, blocks: Blocks) -> Tensor:
+    def found(self, q: Tensor, k: Tensor, lse: Tensor, blocks: Blocks, place: Place) -> Tensor:
         """(B, H, n, n) bool from the attention of q and k with these log-sums."""
-        weights = block_sum(q, k, lse, blocks.start, blocks.start, q.shape[-1] ** -0.5)
-        return self.chosen(weights, blocks)
+        weights = place.sums(q, k, lse, blocks.start, blocks.start, place.scale_of(q))
+        return self.chosen(weights, blocks, place.group)
 
-    def chosen(self, weights: Tensor, blocks: Blocks) -> Tensor:
-        """(B, H, n, n) bool from the sums of all blocks (B, H, n, n)."""
+    def chosen(self, weights: Tensor, blocks: Blocks, group: Any = None) -> Tensor:
+        """(B, H, n, n) bool from the sums of all blocks (B, H, n, n); `group` as in `Place`."""
         video = weights[..., blocks.video, blocks.video]
         map = force(torch.zeros_like(weights, dtype=torch.bool), blocks.text, blocks.text)
         map[..., blocks.video, blocks.video] = select(video, keep=1 - self.sparsity)
@@ -91,7 +94,8 @@ class AdaSpa:
             return map
         rows = weights[..., blocks.video, :]
         kept = (rows * map[..., blocks.video, :]).sum((-2, -1))
-        levels = self.levels(kept / rows.sum((-2, -1)))
+        recall = kept / rows.sum((-2, -1))
+        levels = own_heads(self.levels(all_heads(recall, group)), group)
         map[..., blocks.video, blocks.video] = select(video, keep=(1 - levels)[..., None])
         return map
 
@@ -103,6 +107,22 @@ class AdaSpa:
         low = max((3 * s - 1) / 2, 0.0)  # the paper does not say what to do below 1 / 3
         levels = torch.where(rank < good, 2 * s - low, s)
         return torch.where(rank >= heads - good, low, levels)
+
+
+def all_heads(x: Tensor, group: Any) -> Tensor:
+    """(B, H of all processes) of every process's part (B, H of it); x where there is one."""
+    if group is None:
+        return x
+    parts = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, x.contiguous(), group=group)
+    return torch.cat(parts, 1)
+
+
+def own_heads(x: Tensor, group: Any) -> Tensor:
+    """The part of this process, of values for all heads; the inverse of `all_heads`."""
+    if group is None:
+        return x
+    return x.chunk(dist.get_world_size(group), 1)[dist.get_rank(group)]
 
 
 def packed(map: Tensor) -> Tensor:

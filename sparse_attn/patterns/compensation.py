@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..clustering import cluster_blocks
+
+Merge = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 CHUNK = 2**25
 """Scores held at once."""
@@ -39,6 +42,8 @@ def fill_in(
     values: Tensor,
     kept: Tensor,
     video: slice,
+    scale: float,
+    merge: Merge,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -51,12 +56,14 @@ def fill_in(
         values: (B, H, KC, D) mean values.
         kept: (B, H, QC, KC) bool, which were computed.
         video: positions of the video's tokens, ordered by cluster.
+        scale: factor of the scores.
+        merge: puts two attentions together, as `merge_lse`.
         q, k, v, o, lse: as the kernel saw them and as it returned them.
 
     Returns:
         o (B, S, H, D) in its dtype; rows of text as they were.
     """
-    out, scale = o.clone(), q.shape[-1] ** -0.5
+    out = o.clone()
     label = rows.labels.sort(dim=-1, stable=True).values
     size = columns.sizes.log()[:, :, None]
     step = max(1, CHUNK // columns.sizes.numel())
@@ -68,12 +75,10 @@ def fill_in(
         done = kept.gather(2, own[..., None].expand(-1, -1, -1, kept.shape[-1]))
         scores = scores.masked_fill(done, -torch.inf)
         other = scores.logsumexp(-1)
-        total = torch.logaddexp(other, lse[..., part].float())
-        base = total.masked_fill(total == -torch.inf, 0)
-        rest = (scores - base[..., None]).exp() @ values
-        first = (lse[..., part].float() - base).exp()[..., None]
-        mixed = first * o[:, part].transpose(1, 2).float() + rest
-        out[:, part] = mixed.transpose(1, 2).to(o.dtype)
+        base = other.masked_fill(other == -torch.inf, 0)
+        rest = ((scores - base[..., None]).exp() @ values).transpose(1, 2)
+        mixed, _ = merge(o[:, part].float(), lse[..., part].float(), rest, other)
+        out[:, part] = mixed.to(o.dtype)
     return out
 
 
@@ -85,6 +90,7 @@ def by_error(
     columns: Clusters,
     density: float,
     block: int,
+    scale: float,
 ) -> Tensor:
     """(B, H, QC, KC) bool: the pairs of clusters whose means would do worst, per pair of tokens.
 
@@ -96,6 +102,7 @@ def by_error(
         rows: of queries; `columns`: of keys, per key head.
         density: share of the head's pairs of tokens to keep, the pair that crosses it included.
         block: tokens of a block in which keys are looked at.
+        scale: factor of the scores.
     """
     group = q.shape[1] // k.shape[1]
     kept = []
@@ -106,7 +113,8 @@ def by_error(
                 for x in (k.float(), v.float(), columns.labels, columns.means, columns.sizes)
             )
             probe = _probes(rows.labels[b, h], rows.sizes[b, h])
-            error = probe_errors(q[b, h][probe].float(), key, value, label, mean, sizes, block)
+            query = q[b, h][probe].float()
+            error = probe_errors(query, key, value, label, mean, sizes, block, scale)
             error = error.square().unflatten(0, (PROBES, -1)).mean(0)
             # the queries of a cluster weigh its error as they do its cost, and cancel
             worth = (error / sizes.clamp(min=1)).flatten()
@@ -127,7 +135,14 @@ def _probes(labels: Tensor, sizes: Tensor) -> Tensor:
 
 
 def probe_errors(
-    q: Tensor, k: Tensor, v: Tensor, labels: Tensor, means: Tensor, sizes: Tensor, block: int
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    labels: Tensor,
+    means: Tensor,
+    sizes: Tensor,
+    block: int,
+    scale: float,
 ) -> Tensor:
     """(P, KC) float32 norm of the change in output of queries q (P, D), per cluster.
 
@@ -136,7 +151,6 @@ def probe_errors(
     Args:
         k, v: (N, D). labels: (N,). means: (KC, D). sizes: (KC,).
     """
-    scale = q.shape[-1] ** -0.5
     scores = q @ k.mT * scale
     lse = scores.logsumexp(-1, keepdim=True)
     weights = (scores - lse).exp()

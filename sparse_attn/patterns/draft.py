@@ -9,7 +9,7 @@ from torch import Tensor
 
 from accel.method import check_fields
 
-from ..blocks import by_tile, routing
+from ..blocks import by_tile, routing, with_text
 from ..layout import BLOCKS
 from ..pattern import Place, Routing
 from ..selection import force, select
@@ -44,9 +44,11 @@ class DraftAttention:
     def route(self, q: Tensor, k: Tensor, v: Tensor, place: Place) -> Routing | None:
         blocks = by_tile(place.grid, self.tile, q.device)
         key = blocks.means(k)[:, :, blocks.video].repeat_interleave(q.shape[2] // k.shape[2], 1)
-        draft = (blocks.means(q)[:, :, blocks.video] @ key.mT * q.shape[-1] ** -0.5).softmax(-1)
+        draft = (blocks.means(q)[:, :, blocks.video] @ key.mT * place.scale_of(q)).softmax(-1)
         map = blocks.text.new_zeros(*draft.shape[:2], blocks.count, blocks.count)
         map[..., blocks.video, blocks.video] = select(
             draft, keep=self.density, budget="head", minimum=self.minimum
         )
-        return routing(force(map, blocks.text, blocks.text), blocks, blocks, q.shape[0], q.shape[2])
+        map = force(map, blocks.text, blocks.text)
+        share = with_text(place.grid, self.density)
+        return routing(map, blocks, blocks, q.shape[0], q.shape[2], share=share)

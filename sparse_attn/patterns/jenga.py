@@ -11,7 +11,7 @@ from torch import Tensor
 from accel.method import check_fields
 from accel.token_grid import TokenGrid
 
-from ..blocks import ORDERS, along, once, routing
+from ..blocks import ORDERS, along, once, routing, with_text
 from ..layout import BLOCKS
 from ..pattern import Place, Routing
 from ..selection import force, select
@@ -53,14 +53,16 @@ class Jenga:
     def route(self, q: Tensor, k: Tensor, v: Tensor, place: Place) -> Routing | None:
         blocks = along(place.grid, self.order, self.block, q.device)
         key = blocks.means(k)[:, :, blocks.video].repeat_interleave(q.shape[2] // k.shape[2], 1)
-        share = (blocks.means(q)[:, :, blocks.video] @ key.mT * q.shape[-1] ** -0.5).softmax(-1)
+        share = (blocks.means(q)[:, :, blocks.video] @ key.mT * place.scale_of(q)).softmax(-1)
         chosen = select(share, keep=1 - self.drop, mass=self.mass)
         if self.neighbours:
             chosen = chosen | touching(place.grid, self.order, self.block, q.device)
         map = blocks.text.new_zeros(*share.shape[:2], blocks.count, blocks.count)
         map[..., blocks.video, blocks.video] = chosen
         whole = blocks.text | blocks.lead(place.grid) if self.first_frame else blocks.text
-        return routing(force(map, blocks.text, whole), blocks, blocks, q.shape[0], q.shape[2])
+        least = with_text(place.grid, 1 - self.drop)
+        map = force(map, blocks.text, whole)
+        return routing(map, blocks, blocks, q.shape[0], q.shape[2], share=least)
 
 
 @once

@@ -87,10 +87,10 @@ class SLA2Attention(nn.Module):
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, place: Place, *, soft: bool = False
     ) -> Tensor:
-        """Attention of q, k, v (B, S, H, D); only the grid of `place` is used."""
+        """Attention of q, k, v (B, S, H, D); of `place` the grid and the scale are used."""
         rows = in_order(place.grid, self.settings.block_q, q.device)
         columns = in_order(place.grid, self.settings.block_k, q.device)
-        pooled = rows.means(q)
+        pooled, scale = rows.means(q), place.scale_of(q)
         scores = self.scores(pooled, k, rows, columns)
         number = self.settings.density * scores.shape[-1]
         if soft:
@@ -100,12 +100,12 @@ class SLA2Attention(nn.Module):
         chosen = torch.ones(*scores.shape[:2], rows.count, columns.count, device=q.device)
         chosen[..., rows.video, columns.video] = share
         if soft:
-            sparse, linear = _softly(q, k, v, chosen, rows, columns)
+            sparse, linear = _softly(q, k, v, chosen, rows, columns, scale)
         else:
             map = force(chosen > 0, rows.text, columns.text)
             routed = routing(map, rows, columns, *scores.shape[:2])
             _, kernel, _ = choose(self.kernel, KERNELS, q, routed.layout)
-            sparse = attend_routed(kernel, routed, q, k, v)
+            sparse = attend_routed(kernel, routed, q, k, v, scale)
             linear = linear_rest(q, k, v, chosen, rows, columns)
         alpha = ((pooled * self.mix[:, None]).sum(-1) + self.bias[:, None]).sigmoid()
         alpha = torch.where((1 - chosen).sum(-1) > 0, alpha, 1.0)  # (B, H, nQ)
@@ -163,12 +163,18 @@ def linear_rest(
 
 
 def _softly(
-    q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, rows: Blocks, columns: Blocks
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    chosen: Tensor,
+    rows: Blocks,
+    columns: Blocks,
+    scale: float,
 ) -> tuple[Tensor, Tensor]:
     """Sparse attention with each block weighed by its share, and the linear rest."""
     weight = chosen[:, :, rows.owner()][..., columns.owner()]  # (B, H, S, S)
     query, key, value = (x.transpose(1, 2).float() for x in (q, k, v))
-    scores = (query @ key.mT * q.shape[-1] ** -0.5).softmax(-1) * weight
+    scores = (query @ key.mT * scale).softmax(-1) * weight
     sparse = scores @ value / scores.sum(-1, keepdim=True)
     linear = linear_rest(q, k, v, chosen, rows, columns)
     return sparse.transpose(1, 2).to(q.dtype), linear

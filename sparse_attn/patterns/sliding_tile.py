@@ -11,7 +11,7 @@ from torch import Tensor
 from accel.method import check_fields
 from accel.token_grid import TokenGrid
 
-from ..blocks import Blocks, cut, even, once, routing
+from ..blocks import Blocks, cut, even, once, pairs, routing
 from ..layout import BLOCKS
 from ..pattern import Place, Routing
 from ..reorder import tiles
@@ -107,4 +107,5 @@ def _routing(
 ) -> Routing:
     map, blocks = pattern.map(grid, device)
     entries = int(map.sum()) * batch * (heads // len(map))  # read on the host, but once
-    return routing(map[None], blocks, blocks, batch, heads, capacity=entries)
+    share = pairs(map, blocks)
+    return routing(map[None], blocks, blocks, batch, heads, capacity=entries, share=share)

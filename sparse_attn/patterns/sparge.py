@@ -9,7 +9,7 @@ from torch import Tensor
 
 from accel.method import check_fields
 
-from ..blocks import ORDERS, Blocks, along, routing
+from ..blocks import ORDERS, Blocks, along, routing, with_text
 from ..layout import BLOCKS
 from ..pattern import Place, Routing
 from ..selection import force, select
@@ -69,7 +69,7 @@ class SpargeAttn:
         alike_k = (cosines(smooth, columns) >= self.similarity)[..., columns.video]
         alike_k = alike_k.repeat_interleave(group, 1)
         key = columns.means(smooth)[:, :, columns.video].repeat_interleave(group, 1)
-        scores = rows.means(q)[:, :, rows.video] @ key.mT * q.shape[-1] ** -0.5
+        scores = rows.means(q)[:, :, rows.video] @ key.mT * place.scale_of(q)
         # where no key block is alike there is nothing to choose: all are forced below
         share = scores.masked_fill(~alike_k[:, :, None], -torch.inf).softmax(-1).nan_to_num(0)
         chosen = select(
@@ -78,7 +78,8 @@ class SpargeAttn:
         map = rows.text.new_zeros(*share.shape[:2], rows.count, columns.count)
         map[..., rows.video, columns.video] = force(chosen, ~alike_q, ~alike_k)
         map = force(map, rows.text, columns.text)
-        return routing(map, rows, columns, q.shape[0], q.shape[2])
+        least = None if self.keep is None else with_text(place.grid, self.keep)
+        return routing(map, rows, columns, q.shape[0], q.shape[2], share=least)
 
 
 def cosines(x: Tensor, blocks: Blocks) -> Tensor:

@@ -56,14 +56,16 @@ class SparseVideoGen:
             rows = torch.randint(grid.tokens, (self.rows,), generator=draw)
             place.state["rows"] = rows.to(q.device)
         group = q.shape[2] // k.shape[2]
-        error = self.errors(q, k, v, place.state["rows"], blocks, maps, orders)
+        scale = place.scale_of(q)
+        error = self.errors(q, k, v, place.state["rows"], blocks, maps, orders, scale)
         shared = error.unflatten(1, (-1, group)).sum(2)  # query heads that share keys agree
         temporal = (shared[..., 1] < shared[..., 0])[..., None]  # (B, H_k, 1)
         order_k = torch.where(temporal, orders[1], orders[0])
         order_q = order_k.repeat_interleave(group, 1)
         temporal = temporal.repeat_interleave(group, 1)
         map = torch.where(temporal[..., None], maps[1], maps[0])
-        layout = routing(map, blocks, blocks, q.shape[0], q.shape[2]).layout
+        shape = q.shape[0], q.shape[2]
+        layout = routing(map, blocks, blocks, *shape, share=self.density).layout
         return Routing(layout, order_q, order_k)
 
     def errors(
@@ -75,11 +77,12 @@ class SparseVideoGen:
         blocks: Blocks,
         maps: Tensor,
         orders: Tensor,
+        scale: float,
     ) -> Tensor:
         """(B, H, 2) float32 mean squared error of spatial and temporal attention on `rows`."""
         group = q.shape[2] // k.shape[2]
         key, value = (x.repeat_interleave(group, 2).transpose(1, 2).float() for x in (k, v))
-        scores = q[:, rows].transpose(1, 2).float() @ key.mT * q.shape[-1] ** -0.5
+        scores = q[:, rows].transpose(1, 2).float() @ key.mT * scale
         exact = scores.softmax(-1) @ value  # (B, H, rows, D)
         filled = blocks.owner()  # block of a position
         found = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from accel.method import check_fields
 from accel.token_grid import TokenGrid
 
-from ..blocks import in_order
+from ..blocks import in_order, with_text
 from ..clustering import cluster_blocks, cluster_means, first_centroids, k_means
 from ..layout import BLOCKS, BlockLayout
 from ..pattern import Place, Routing
@@ -70,17 +70,21 @@ class SparseVideoGen2:
             block=(self.block in BLOCKS, "64 or 128"),
         )
 
+    def quick(self) -> SparseVideoGen2:
+        """This with few clusters, whose layouts are of the same kind."""
+        return replace(self, query_clusters=4, key_clusters=4, first_rounds=1, rounds=1)
+
     def route(self, q: Tensor, k: Tensor, v: Tensor, place: Place) -> Routing | None:
-        grid = place.grid
+        grid, scale = place.grid, place.scale_of(q)
         video = slice(grid.text_first, grid.text_first + grid.video)
         query, key, value = (x[:, video].transpose(1, 2) for x in (q, k, v))
         rows = self._cluster("q", query, self.query_clusters, place)
         columns = self._cluster("k", key, self.key_clusters, place)
         shared = columns.repeated(q.shape[2] // k.shape[2])
         if self.density is None:
-            kept = self.kept(rows, shared, q.shape[-1] ** -0.5)
+            kept = self.kept(rows, shared, scale)
         else:
-            kept = by_error(query, key, value, rows, columns, self.density, self.block)
+            kept = by_error(query, key, value, rows, columns, self.density, self.block, scale)
         order_q, q_start, q_owner = self._blocks(rows, grid)
         order_k, _, _ = self._blocks(columns, grid)
         _, k_start, k_owner = self._blocks(shared, grid)
@@ -97,12 +101,15 @@ class SparseVideoGen2:
             self.block,
             seq_q=grid.tokens,
             seq_k=grid.tokens,
+            regular=False,
+            share=None if self.density is None else with_text(grid, self.density),
         )
         if not self.compensate:
             return Routing(layout, order_q, order_k)
         means = cluster_means(value, columns.labels, columns.sizes)
         means = means.repeat_interleave(q.shape[2] // k.shape[2], 1)
-        fill = functools.partial(fill_in, rows, shared, means, kept, video)
+        tools = scale, place.merge
+        fill = functools.partial(fill_in, rows, shared, means, kept, video, *tools)
         return Routing(layout, order_q, order_k, fill)
 
     def kept(self, rows: Clusters, columns: Clusters, scale: float) -> Tensor:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from accel.method import check_fields
+from accel.token_grid import TokenGrid
 
-from ..blocks import Blocks, by_tile, routing
+from ..blocks import Blocks, by_tile, routing, with_text
 from ..kernels import KERNELS
 from ..kernels.choice import check_name, choose
 from ..layout import BLOCKS
@@ -43,15 +44,16 @@ class VSA:
 
     def route(self, q: Tensor, k: Tensor, v: Tensor, place: Place) -> Routing | None:
         blocks = by_tile(place.grid, self.tile, q.device)
-        return self.fine(coarse_scores(q, k, blocks), blocks)
+        return self.fine(coarse_scores(q, k, blocks, place.scale_of(q)), blocks, place.grid)
 
-    def fine(self, scores: Tensor, blocks: Blocks) -> Routing:
+    def fine(self, scores: Tensor, blocks: Blocks, grid: TokenGrid) -> Routing:
         """The routing from scores (B, H, n, n) between the video's tiles."""
         count = scores.shape[-1]
         number = max(1, min(math.ceil((1 - self.sparsity) * count - 1e-9), count))
         map = blocks.text.new_zeros(*scores.shape[:2], blocks.count, blocks.count)
         map[..., blocks.video, blocks.video] = select(scores.detach(), keep=number / count)
-        return routing(force(map, blocks.text, blocks.text), blocks, blocks, *scores.shape[:2])
+        map, share = force(map, blocks.text, blocks.text), with_text(grid, number / count)
+        return routing(map, blocks, blocks, scores.shape[0], scores.shape[1], share=share)
 
 
 class VSAttention(nn.Module):
@@ -98,16 +100,17 @@ class VSAttention(nn.Module):
 
         Args:
             hidden: (B, S, width) what q was made of.
-            place: its grid is all that is used.
+            place: its grid and scale are all that is used.
 
         Returns:
             (B, S, H, D). Text tokens have no coarse branch.
         """
         blocks = by_tile(place.grid, self.pattern.tile, q.device)
-        scores = coarse_scores(q, k, blocks)
-        routed = self.pattern.fine(scores, blocks)
+        scale = place.scale_of(q)
+        scores = coarse_scores(q, k, blocks, scale)
+        routed = self.pattern.fine(scores, blocks, place.grid)
         _, kernel, _ = choose(self.kernel, KERNELS, q, routed.layout)
-        fine = attend_routed(kernel, routed, q, k, v)
+        fine = attend_routed(kernel, routed, q, k, v, scale)
         value = blocks.means(v)[:, :, blocks.video]
         value = value.repeat_interleave(q.shape[2] // k.shape[2], 1)
         told = scores.new_zeros(*scores.shape[:2], blocks.count, q.shape[-1])
@@ -117,7 +120,7 @@ class VSAttention(nn.Module):
         return out + (fine if self.fine_gate is None else fine * self.fine_gate(hidden).view_as(q))
 
 
-def coarse_scores(q: Tensor, k: Tensor, blocks: Blocks) -> Tensor:
-    """(B, H, n, n) float32 scores between means of the video's tiles, scaled."""
+def coarse_scores(q: Tensor, k: Tensor, blocks: Blocks, scale: float) -> Tensor:
+    """(B, H, n, n) float32 scores between means of the video's tiles, times `scale`."""
     key = blocks.means(k)[:, :, blocks.video].repeat_interleave(q.shape[2] // k.shape[2], 1)
-    return blocks.means(q)[:, :, blocks.video] @ key.mT * q.shape[-1] ** -0.5
+    return blocks.means(q)[:, :, blocks.video] @ key.mT * scale

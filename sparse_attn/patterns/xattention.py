@@ -50,27 +50,26 @@ class XAttention:
     def route(self, q: Tensor, k: Tensor, v: Tensor, place: Place) -> Routing | None:
         grid = place.grid
         video = slice(grid.text_first, grid.text_first + grid.video)
-        share = self.scores(q[:, video], k[:, video])
+        share = self.scores(q[:, video], k[:, video], place.scale_of(q))
         blocks = in_order(grid, self.block, q.device)
         map = blocks.text.new_zeros(q.shape[0], q.shape[2], blocks.count, blocks.count)
         map[..., blocks.video, blocks.video] = select(share, mass=self.mass, minimum=self.minimum)
         return routing(force(map, blocks.text, blocks.text), blocks, blocks, q.shape[0], q.shape[2])
 
-    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+    def scores(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
         """(B, H, n, n) float32, rows sum to 1: share of each key block, of q, k (B, S, H, D).
 
         The last group is filled with zeros. That adds nothing to sums of keys, and rows of queries
         that are all filling do not come up; no group of keys is.
         """
-        tokens, heads, width = q.shape[1:]
+        tokens, heads = q.shape[1:3]
         fill = (0, 0, 0, 0, 0, -tokens % self.stride)
         k = k.repeat_interleave(heads // k.shape[2], 2)
         # the group's tokens side by side: (B, H, S / stride, stride * D)
         query, key = (
             pad(x, fill).unflatten(1, (-1, self.stride)).permute(0, 3, 1, 2, 4) for x in (q, k)
         )
-        scale = width**-0.5 / self.stride
-        scores = query.flip(3).flatten(3) @ key.flatten(3).mT * scale
+        scores = query.flip(3).flatten(3) @ key.flatten(3).mT * (scale / self.stride)
         weights = scores.float().softmax(-1)
         groups = self.block // self.stride
         short = -weights.shape[-1] % groups

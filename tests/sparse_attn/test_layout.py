@@ -127,13 +127,30 @@ def test_fa4_lists_hold_what_the_rows_hold():
 
 
 def test_bsr_is_one_matrix_with_the_heads_on_its_diagonal():
-    layout = uniform_layout()
+    layout = uniform_layout(tokens=192)
     indptr, indices = layout.to_bsr()
     matrix = torch.zeros(18, 18, dtype=torch.bool)
     for row in range(18):
         matrix[row, indices[indptr[row] : indptr[row + 1]].long()] = True
     expected = torch.block_diag(*layout.dense().flatten(0, 1).int()).bool()
     assert torch.equal(matrix, expected)
+
+
+def test_bsr_has_no_mask_for_a_ragged_tail():
+    with pytest.raises(ValueError, match="150 queries are no multiple of blocks of 64"):
+        uniform_layout(tokens=150).to_bsr()
+
+
+def test_as_few_blocks_as_can_be_need_not_be_uniform():
+    """Ten tokens of text in a block of their own, and keys that a mask hides in a full one."""
+    start = torch.tensor([0, 10, 70])
+    map = torch.ones(1, 1, 2, 2, dtype=torch.bool)
+    with pytest.raises(ValueError, match="blocks vary in size"):
+        BlockLayout.from_map(map, start, start, 64, 64, seq_q=70, seq_k=70).to_flex()
+    hidden, _ = uniform_layout().masked(torch.arange(150).expand(2, -1) % 5 > 0)
+    assert not hidden.covered
+    with pytest.raises(ValueError, match="blocks vary in size"):
+        hidden.to_fa4()
 
 
 @pytest.mark.parametrize("form", ["to_flex", "to_fa4", "to_bsr"])

@@ -13,6 +13,7 @@ from accel.sparse_attn import (
     AdaSpa,
     AttentionTile,
     DraftAttention,
+    Full,
     Jenga,
     Radial,
     SlidingTile,
@@ -49,6 +50,7 @@ WHOLE = {
     "AdaSpa": AdaSpa(0.0),
     "AttentionTile": AttentionTile(99, block=64),
     "DraftAttention": DraftAttention(1.0, (1, 4, 8)),
+    "Full": Full(block_q=64),
     "Jenga": Jenga(0.0, block=64),
     "SlidingTile": SlidingTile((99, 99, 99), (2, 4, 4)),
     "SpargeAttn": SpargeAttn(None, 1.0, block_q=64),
@@ -81,7 +83,7 @@ def plain(pipe):
 
 
 def test_there_is_a_setting_for_every_pattern():
-    assert set(SPARSE) == set(PATTERNS)
+    assert set(SPARSE) == set(PATTERNS) - {"Full"}
     assert set(WHOLE) == set(PATTERNS) - {"Radial"}  # leaves out far frames at any width
 
 
@@ -99,8 +101,8 @@ def test_sparse_in_a_run(pipe, plain, name):
 @pytest.mark.parametrize("name", sorted(WHOLE))
 @pytest.mark.filterwarnings("ignore:.*skipped nothing")
 def test_whole_in_a_run(pipe, plain, name):
-    out, _ = sample(pipe, SparseAttention(WHOLE[name], dense_until=0.0, shortest=1))
-    assert torch.allclose(out, plain, atol=1e-4)
+    method = SparseAttention(WHOLE[name], kernel="gather", dense_until=0.0, shortest=1)
+    assert torch.allclose(sample(pipe, method)[0], plain, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["SparseVideoGen", "SparseVideoGen2", "DraftAttention"])
@@ -110,7 +112,8 @@ def test_orders_leave_text_where_it_is(name, family):
     """Also where some of it is padding that a mask hides (HunyuanVideo)."""
     pipe = make(family)
     plain = call(pipe, family)
-    with accel.accelerated(pipe, SparseAttention(WHOLE[name], dense_until=0.0, shortest=1)):
+    method = SparseAttention(WHOLE[name], kernel="gather", dense_until=0.0, shortest=1)
+    with accel.accelerated(pipe, method):
         assert torch.allclose(call(pipe, family), plain, atol=1e-4)
 
 

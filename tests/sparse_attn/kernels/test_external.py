@@ -96,6 +96,13 @@ def test_dense_packages_refuse_layouts_that_leave_blocks_out():
     assert EXTERNAL["flashinfer"].unfit(asked.q, asked.with_map(map).layout) is None
 
 
+def test_packages_refuse_keys_that_a_mask_hides():
+    asked = problem(129, dtype=torch.float16)
+    layout, _ = asked.layout.masked(torch.arange(129)[None] < 100)
+    for name in ("flash_attn", "sageattention", "xformers", "flashinfer"):
+        assert "attention mask hides" in EXTERNAL[name].unfit(asked.q, layout)
+
+
 def test_what_a_package_cannot_take_is_said():
     asked = problem(129, head=96, dtype=torch.float16)
     assert "(64, 128)" in EXTERNAL["spas_sage_attn"].unfit(asked.q, asked.layout)
@@ -136,9 +143,11 @@ def test_what_was_never_launched_is_never_chosen():
     q = asked.q.as_subclass(OnCard)
     for known in (*EXTERNAL, "triton", "triton_int8", "triton_int8_fp8"):
         assert "never been launched" in KERNELS[known].unproven
-    name, _, why = choose("auto", KERNELS, q, asked.layout)
-    assert name in ("flex", "gather")
-    assert "triton (it has never been launched on a card)" in why
+    with pytest.raises(ValueError, match=r"no kernel that 'auto' may choose.*cuda") as error:
+        # without triton, which asks what card it is
+        choose("auto", {k: KERNELS[k] for k in ("flex", "gather")}, q, asked.layout)
+    assert "flex (it has never been launched on a card)" in str(error.value)
+    assert "by name, kernel='flex' or kernel='gather'" in str(error.value)
 
 
 def test_the_doctor_lists_every_package():

@@ -1,11 +1,17 @@
 """The attention tile of Efficient-vDiT: masks by hand, its density, and the layer-wise search."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from accel.caching import TaylorSeer
+from accel.sparse_attn import SparseAttention
 from accel.sparse_attn.patterns.attention_tile import AttentionTile, search_references
+from accel.sparse_attn.search import output_loss
 from accel.token_grid import TokenGrid
 from tests.sparse_attn.places import ODD, attend, dense, place, random_qkv, route, token_mask
+from tests.tiny_pipelines import call, make
 
 
 @pytest.mark.parametrize("reference", [1, 2, 4])
@@ -56,6 +62,37 @@ def test_the_search_takes_the_sparsest_that_is_good_enough():
     assert (8, 2, 8, 8) in asked
     with pytest.raises(ValueError, match=r"above 0, got 0\.0"):
         search_references(lambda counts: 0.0, 4, 8, 0.1)
+
+
+@pytest.mark.filterwarnings("ignore:.*skipped nothing")
+def test_the_search_on_a_pipeline_weighs_its_own_output():
+    pipe, sizes = make("wan"), {"num_frames": 13, "steps": 2}  # 4 latent frames
+    pipe.enable_acceleration(TaylorSeer(interval=2))
+    method = SparseAttention(AttentionTile(block=64), shortest=1, dense_until=0.0)
+    loss = output_loss(pipe, lambda: call(pipe, "wan", **sizes), method)
+    assert loss([4] * 4) == 1.0
+    dense = call(make("wan"), "wan", **sizes).double()
+    found = []
+    for layer in range(4):
+        counts = tuple(1 if n == layer else 4 for n in range(4))
+        alone = make("wan")
+        alone.enable_acceleration(replace(method, pattern=AttentionTile(counts, block=64)))
+        out = call(alone, "wan", **sizes).double()
+        found.append(1 + float((out - dense).square().sum() / dense.square().sum()))
+    assert loss([1, 4, 4, 4]) == pytest.approx(found[0], abs=1e-12)
+    bar = sum(sorted(found)[1:3]) / 2 - 1  # of the four, two layers bear one reference
+    chosen = search_references(loss, 4, 4, bar, candidates=(1,))
+    assert chosen == tuple(1 if f - 1 <= bar else 4 for f in found)
+    assert sorted(chosen) == [1, 1, 4, 4]
+    assert isinstance(pipe.acceleration.plan.methods[0], TaylorSeer)  # and is back
+
+
+def test_a_loss_wants_outputs_that_repeat_and_its_own_pattern():
+    pipe = make("wan")
+    with pytest.raises(ValueError, match="the same twice"):
+        output_loss(pipe, lambda: torch.rand(3))
+    with pytest.raises(ValueError, match="searched for AttentionTile, got SlidingTile"):
+        output_loss(pipe, lambda: torch.ones(3), SparseAttention())
 
 
 def test_bad_settings_are_named():

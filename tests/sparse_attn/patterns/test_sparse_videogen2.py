@@ -128,7 +128,7 @@ def test_errors_of_means_match_the_loop():
     labels[labels == 4] = 5  # an empty one
     sizes = torch.bincount(labels, minlength=6)
     means = torch.stack([k[labels == c].mean(0) if n else k[0] for c, n in enumerate(sizes)])
-    found = probe_errors(q, k, v, labels, means, sizes, 8)
+    found = probe_errors(q, k, v, labels, means, sizes, 8, 8**-0.5)
     for i in range(3):
         exact = ((k @ q[i]) / 8**0.5).softmax(0) @ v
         for c in range(6):

@@ -36,7 +36,7 @@ def test_scores_and_blocks_match_the_transcription(stride):
     q, k, v = random_qkv(grid, heads=2)
     video = slice(10, 10 + grid.video)
     pattern = XAttention(mass=0.7, stride=stride, block=64)
-    shares = pattern.scores(q[:, video], k[:, video])
+    shares = pattern.scores(q[:, video], k[:, video], 0.25)
     found = route(pattern, grid, q, k, v).layout.dense()
     for b in range(2):
         for h in range(2):
@@ -64,8 +64,8 @@ def test_all_mass_is_dense():
 def test_a_ragged_tail_changes_nothing_before_it():
     """Shares of whole blocks do not hear of the filling: doubling the last ragged token does."""
     q, k, _ = random_qkv(TokenGrid(1, 1, 130), batch=1, heads=1)
-    whole = XAttention(block=64, stride=16).scores(q[:, :128], k[:, :128])
-    ragged = XAttention(block=64, stride=16).scores(q, k)
+    whole = XAttention(block=64, stride=16).scores(q[:, :128], k[:, :128], 0.25)
+    ragged = XAttention(block=64, stride=16).scores(q, k, 0.25)
     part = ragged[..., :2, :2] / ragged[..., :2, :2].sum(-1, keepdim=True)
     # within a row of groups the softmax only gains a term, so ratios hold group by group, and
     # nearly so in sums
