@@ -69,7 +69,7 @@ class RegionAdaptive(Method):
     tile: tuple[int, int, int] = (1, 1, 1)
     per_sample: bool = True
 
-    level: ClassVar[str] = "sampler"
+    level: ClassVar[str] = "tokens"
     kinds: ClassVar[tuple[str, ...]] = ("transformer",)
     claims: ClassVar[str] = "caching"
 

@@ -14,6 +14,7 @@ from accel.regions import Regions
 from accel.step import Run
 
 from .layouts import LAYOUTS, Grid, patch_of, to_mask, to_patches
+from .rows import across
 from .schedule import Schedule
 from .selection import Selection, over_tiles, over_time, scores
 from .solvers import Direction, check_scheduler
@@ -77,16 +78,18 @@ class Hold:
         self._regions = Regions(grid, self.schedule.total)
         self.site.report.regions = self._regions
 
-    def mask_over(self, values: Tensor) -> Tensor:
-        """The tokens being computed as a mask over `values`, laid out like the latents."""
+    def mask_over(self, values: Tensor, samples: tuple[int, ...] | None = None) -> Tensor:
+        """The tokens being computed as a mask over `values`, laid out like the latents.
+
+        Args:
+            samples: those `values` are of; None for all.
+        """
         assert self._mask is not None
-        mask = self._mask
+        mask = across(self._mask, len(values), samples)
         if values.ndim == 3:
             beyond = values.shape[1] - mask.shape[1]
             if beyond:  # pictures to be edited, always computed
                 mask = torch.cat([mask, mask.new_ones(len(mask), beyond)], dim=1)
-        if len(mask) > 1:
-            mask = mask.repeat(len(values) // len(mask), 1)
         return to_mask(mask, values, self.site.family.channels, self._patch)
 
     def step(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -104,6 +107,8 @@ class Hold:
         self._check(output)
         assert self._direction is not None and self._track is not None
         computed = None
+        if not self.partial and self._regions is not None:
+            self._regions.active.pop(run.index, None)  # no branch could be computed in part
         if self.partial:
             computed = self.mask_over(output)
             ahead = self._direction.back(self._track.at(run.index), sample, timestep)
