@@ -44,7 +44,8 @@ class RegionAdaptive(Method):
         multiple: the growing number is rounded down to a multiple of this (64 as released).
         continuity: of a video, share of a token's score that is the mean over the frame before,
             its own and the next.
-        tile: frames, rows and columns that are chosen together; contiguous tokens are read faster.
+        tile: frames, rows and columns that are chosen together, as whole tiles; `ratio` is rounded
+            to them.
         per_sample: samples choose their tokens apart; otherwise samples share their decisions.
 
     For one-step solvers (flow Euler, DDIM), since a solver that mixes predictions of several steps

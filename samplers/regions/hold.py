@@ -16,8 +16,9 @@ from accel.step import Run
 from .layouts import LAYOUTS, Grid, patch_of, to_mask, to_patches
 from .rows import across
 from .schedule import Schedule
-from .selection import Selection, over_tiles, over_time, scores
+from .selection import Selection, over_time, scores
 from .solvers import Direction, check_scheduler
+from .tiles import Tiles
 from .track import Track
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Hold:
         self._track: Track | None = None
         self._mask: Tensor | None = None
         self._selection: Selection | None = None
+        self._tiles: Tiles | None = None
         self._direction: Direction | None = None
         self._regions: Regions | None = None
         site.clock.on_begin.append(self._begin)
@@ -68,7 +70,7 @@ class Hold:
 
     def _end(self, run: Run) -> None:
         self.schedule = self.grid = self.active = self._track = self._mask = None
-        self._selection = self._direction = self._regions = None
+        self._selection = self._tiles = self._direction = self._regions = None
         self.partial = False
 
     def begin(self, denoiser: torch.nn.Module, grid: Grid) -> None:
@@ -148,15 +150,19 @@ class Hold:
         assert self.schedule is not None and self.grid is not None
         assert self._selection is not None and self._regions is not None
         self.partial, self.active, self._mask = False, None, None
-        left_out = self.schedule.left_out(index, self.tokens)
+        if not self.schedule.partial(index):
+            return
+        if self._tiles is None:
+            self._tiles = Tiles(self.grid, self.settings.tile, output.device)
+        left_out = self._tiles.left_out(self.schedule.left_out(index, self.tokens))
         if not left_out:
             return
         score = scores(self._patches(output), self.settings.metric)
         score = over_time(score, self.grid, self.settings.continuity)
-        score = over_tiles(score, self.grid, self.settings.tile)
         if not self.settings.per_sample:
             score = score.mean(dim=0, keepdim=True)
-        self.active = self._selection.choose(score, left_out)
+        chosen = self._selection.choose(self._tiles.means(score), left_out)
+        self.active = self._tiles.tokens(chosen)
         mask = torch.zeros_like(score, dtype=torch.bool)
         self._mask = mask.scatter_(1, self.active, True)
         self._regions.active[index] = self.active
