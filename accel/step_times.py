@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch.utils._pytree import tree_leaves
 
-Mark = float | torch.cuda.Event
+Mark: TypeAlias = "float | torch.cuda.Event"
 
 
 class StepTimes:
