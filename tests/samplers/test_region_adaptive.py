@@ -46,7 +46,7 @@ def test_the_order_of_the_tokens_changes_nothing(name, scheduler, monkeypatch):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * expected.std().item())
 
 
-@pytest.mark.parametrize(("name", "scheduler"), [EVERY[i] for i in (0, 2, 3, 4, 6, 8)])
+@every
 def test_samples_of_a_batch_choose_apart(name, scheduler):
     pair, pipe = run(name, scheduler, prompt=PROMPTS, seed=(0, 1))
     regions = pipe.acceleration.report().regions
