@@ -21,12 +21,14 @@ class Regions:
         active: by step, the indices (N or 1, k) of the tokens it computed; steps not named here
             computed all.
         latents: the samples (N, tokens, channels) at the end of the run, to draw over.
+        resolution: the others were computed too, but at a lower resolution.
     """
 
     grid: tuple[int, int, int]
     total: int
     active: dict[int, Tensor] = field(default_factory=dict)
     latents: Tensor | None = None
+    resolution: bool = False
 
     @property
     def tokens(self) -> int:
@@ -52,7 +54,10 @@ class Regions:
 
     @property
     def share(self) -> float:
-        """Share of the image tokens that was computed, over all steps: the saving in theory."""
+        """Share of the image tokens that was computed, over all steps: the saving in theory.
+
+        With `resolution`, the share that had full resolution.
+        """
         counts = [a.shape[1] / self.tokens for a in self.active.values()]
         return (self.total - len(counts) + sum(counts)) / max(self.total, 1)
 
@@ -68,7 +73,7 @@ class Regions:
         for step, seconds in enumerate(step_seconds, start=1):
             kinds[step in self.active].append(seconds)
         dense, part = kinds
-        if not dense or not part:
+        if not dense or not part or self.resolution:
             return None
         counts = [chosen.shape[1] / self.tokens for chosen in self.active.values()]
         return statistics.mean(counts), statistics.median(part) / statistics.median(dense)
@@ -95,6 +100,12 @@ class Regions:
             computed: share of the work that was done, text, dense steps and all.
             step_seconds: times of every step after the first, s.
         """
+        if self.resolution:
+            return (
+                f"regions: {self.share:.1%} of the image at full resolution over {self.total} "
+                f"steps ({self.total - len(self.active)} of them whole); {computed:.1%} of the "
+                f"work done"
+            )
         said = (
             f"regions: {self.share:.1%} of the image's tokens computed over "
             f"{self.total} steps ({self.total - len(self.active)} dense); {computed:.1%} of the "

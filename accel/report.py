@@ -193,7 +193,7 @@ class Report:
         if self.regions is None:
             raise ValueError(
                 f"{self.methods} computes all tokens of every step it computes; regions are "
-                f"drawn of runs with RegionAdaptive"
+                f"drawn of runs with RegionAdaptive or RegionUpsampling"
             )
         from .region_picture import draw
 

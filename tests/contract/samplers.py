@@ -21,7 +21,7 @@ SAMPLERS = (
     Row(
         ResolutionStages(scales=(0.5, 1.0)),
         ResolutionStages(scales=(1.0, 1.0)),
-        ("wan22", "flux", "ltx", "sd3"),
+        ("wan22", "flux", "ltx", "sd3", "lumina2", "qwenimage", "hunyuan_video"),
         (),
     ),
     Row(RegionUpsampling(), RegionUpsampling((0, 0, 1)), ("flux",), ()),
