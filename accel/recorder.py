@@ -17,6 +17,7 @@ from .patch import PatchStack
 from .regions import Regions
 from .report import Report, Row
 from .step import Call, Run, StepClock
+from .step_times import StepTimes
 from .work import Work, count_flops, shapes_of
 
 
@@ -57,6 +58,7 @@ class Recorder:
         self._bytes = self._once = 0
         self._full: list[Callable[[], int]] = []
         self._complete = False
+        self._times = StepTimes()
 
     def skip_set(self, method: str, name: str, modules: Mapping[str, Iterable[str]]) -> str:
         """Declare what `method` leaves out in a skipped call; returns the name for `Call`."""
@@ -100,6 +102,7 @@ class Recorder:
         if hasattr(type(pipe), "maybe_free_model_hooks"):
             patches.method(pipe, "maybe_free_model_hooks", self._done, "recorder", always=True)
         clock.on_begin.append(self._begin)
+        clock.step_handlers.append(self._times.step)
         clock.on_call.append(self._calls_append)
         clock.on_end.append(self._end)
 
@@ -132,6 +135,7 @@ class Recorder:
         self._bytes = self._once = 0
         self._beside, self._counts = {}, {}
         self._complete = False
+        self._times.clear()
 
     def _calls_append(self, call: Call) -> None:
         self._calls.append(call)
@@ -182,6 +186,7 @@ class Recorder:
             complete=self._complete,
             beside=dict(self._beside),
             counts=dict(self._counts),
+            step_seconds=self._times.seconds(),
             regions=self.regions,
             attention=None if self.attention is None else self.attention(),
         )

@@ -53,6 +53,7 @@ class Report:
         complete: False when the run was aborted.
         beside: of networks beside the denoisers (a ControlNet), calls computed and calls asked for;
             not part of the fraction.
+        step_seconds: wall time of every step after the first, s.
         counts: what methods did beside their schedule, and how often.
         regions: which tokens each step computed, where a method chose them.
         attention: which pairs of tokens attention computed, where a method chose them.
@@ -68,6 +69,7 @@ class Report:
     complete: bool
     beside: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
+    step_seconds: tuple[float, ...] = field(default=(), compare=False, repr=False)
     regions: Regions | None = field(default=None, compare=False, repr=False)
     attention: AttentionRecord | None = field(default=None, compare=False, repr=False)
 
@@ -85,7 +87,8 @@ class Report:
         plain = dataclasses.asdict(dataclasses.replace(self, regions=None, attention=None))
         values = {**plain, "bound": self.bound}
         values["attention"] = None if self.attention is None else self.attention.to_dict()
-        del values["regions"]
+        seconds = self.step_seconds
+        values["regions"] = None if self.regions is None else self.regions.to_dict(seconds)
         if not math.isfinite(self.bound):
             values["bound"] = None
         for row in values["rows"]:
@@ -112,9 +115,14 @@ class Report:
             f"rest {self.seconds_rest:.2f} s, {size:.1f} MiB held"
             + "".join(f"\n{n}: {c} of {asked} calls computed" for n, (c, asked) in beside)
             + "".join(f"\n{count} {what}" for what, count in self.counts.items())
-            + (f"\n{self.regions.summary(self.computed_fraction)}" if self.regions else "")
+            + (f"\n{self._of_regions}" if self.regions else "")
             + (f"\n{self.attention.summary()}" if self.attention else "")
         )
+
+    @property
+    def _of_regions(self) -> str:
+        assert self.regions is not None
+        return self.regions.summary(self.computed_fraction, self.step_seconds)
 
     def table(self) -> Table:
         """One line a step, one column a branch."""
@@ -185,7 +193,7 @@ class Report:
         if self.regions is None:
             raise ValueError(
                 f"{self.methods} computes all tokens of every step it computes; regions are "
-                f"drawn of runs with RegionAdaptive"
+                f"drawn of runs with RegionAdaptive or RegionUpsampling"
             )
         from .region_picture import draw
 

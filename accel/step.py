@@ -52,6 +52,8 @@ class Call:
         skipped: skip sets left out (`Recorder.skips`), with the share of each that was: below 1
             where some rows of a batch, or some tokens, were computed.
         rows: share of the rows of the batch that went on to what is skipped.
+        samples: which samples of the run this evaluation has, where a method evaluates some of
+            them only; None for all.
     """
 
     step: Step
@@ -59,6 +61,7 @@ class Call:
     action: str = "computed"
     skipped: dict[str, float] = field(default_factory=dict)
     rows: float = 1.0
+    samples: tuple[int, ...] | None = None
 
     def leave_out(self, name: str, action: str, share: float = 1.0) -> None:
         """Note that `share` of the skip set `name` is not computed in this call."""

@@ -154,7 +154,7 @@ class Unconditional:
             both["uncond"] = rule.guess(step, cond)
         if chosen:
             arguments = rows("uncond", samples=chosen)
-            value = self._inside(call, "uncond", len(chosen) / evaluated, arguments)
+            value = self._inside(call, "uncond", len(chosen) / evaluated, arguments, chosen)
             rule.seen(step, chosen, entries(cond, chosen, count), value)
             both["uncond"] = merged(both["uncond"], value, chosen, count)
         return joined([both[branch] for branch in order])
@@ -186,21 +186,31 @@ class Unconditional:
             return guess
         rows = torch.tensor(chosen, device=stream_of(family.stream, args, kwargs).device)
         arguments = select_rows(family, self.site.denoisers[name], args, kwargs, rows)
-        value = self._inside(call, "uncond", 1.0, arguments)
+        value = self._inside(call, "uncond", 1.0, arguments, chosen)
         rule.seen(step, chosen, entries(cond, chosen, count), value)
         return merged(guess, value, chosen, count)
 
     def _inside(
-        self, call: Callable[..., Any], branch: str, share: float, arguments: dict[str, Any]
+        self,
+        call: Callable[..., Any],
+        branch: str,
+        share: float,
+        arguments: dict[str, Any],
+        samples: Sequence[int] | None = None,
     ) -> Any:
-        """Evaluate one branch, a `share` of the rows evaluated, as a call of that branch."""
+        """Evaluate one branch, a `share` of the rows evaluated, as a call of that branch.
+
+        Args:
+            samples: those that `arguments` are of; None for all.
+        """
         told = self._told
         step, before, told.skipped = told.step, told.skipped, {}
         told.step = replace(step, branch=branch)
+        told.samples = None if samples is None else tuple(samples)
         try:
             value = call(**arguments)
         finally:
-            told.step = step
+            told.step, told.samples = step, None
         for label, part in told.skipped.items():
             before[label] = before.get(label, 0.0) + part * share
         told.skipped = before

@@ -44,7 +44,8 @@ class RegionAdaptive(Method):
         multiple: the growing number is rounded down to a multiple of this (64 as released).
         continuity: of a video, share of a token's score that is the mean over the frame before,
             its own and the next.
-        tile: frames, rows and columns that are chosen together; contiguous tokens are read faster.
+        tile: frames, rows and columns that are chosen together, as whole tiles; `ratio` is rounded
+            to them.
         per_sample: samples choose their tokens apart; otherwise samples share their decisions.
 
     For one-step solvers (flow Euler, DDIM), since a solver that mixes predictions of several steps
@@ -69,7 +70,7 @@ class RegionAdaptive(Method):
     tile: tuple[int, int, int] = (1, 1, 1)
     per_sample: bool = True
 
-    level: ClassVar[str] = "sampler"
+    level: ClassVar[str] = "tokens"
     kinds: ClassVar[tuple[str, ...]] = ("transformer",)
     claims: ClassVar[str] = "caching"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -14,6 +14,7 @@ from torch.nn.functional import adaptive_avg_pool2d, conv2d, pad
 
 from accel.family import Family
 from accel.method import Method, Site, check_fields
+from accel.regions import Regions
 from accel.step import Run
 
 from .regions.canvas import fresh
@@ -105,6 +106,8 @@ class RegionUpsampling(Method):
 class Upsampling(Staging):
     """The three stages, on packed latents (N, S, C * 4)."""
 
+    regions: Regions | None = None
+
     def __init__(self, site: Site, settings: RegionUpsampling) -> None:
         super().__init__(site, type(settings).__name__)
         self.settings = settings
@@ -112,6 +115,7 @@ class Upsampling(Staging):
 
     def plan(self, run: Run, sigmas: list[float]) -> None:
         settings = self.settings
+        self.regions = self.site.report.regions = None
         self.stages = settings.divided(run.total)
         if 0 in self.stages and set(self.stages) != {0, 1, 2}:
             raise ValueError(
@@ -138,6 +142,12 @@ class Upsampling(Staging):
                 f"and a width that are"
             )
         self.size = rows // 2, columns // 2
+        if self.regions is None:
+            low = {
+                i: torch.empty(1, 0, dtype=torch.long) for i, s in enumerate(self.stages) if not s
+            }
+            self.regions = Regions(self.canvas.grid, len(self.stages), low, resolution=True)
+            self.site.report.regions = self.regions
         return self.canvas.picked(latents, self.size)
 
     def arguments(self, called: Mapping[str, Any]) -> dict[str, Any]:
@@ -214,6 +224,16 @@ class Upsampling(Staging):
         count = min(max(round(self.settings.upsampled * len(score)), 1), len(score) - 1)
         order = score.argsort(descending=True, stable=True)
         self.chosen, self.rest = order[:count].sort().values, order[count:].sort().values
+        if self.regions is not None:
+            fine = self._fine(self.chosen)[None]
+            self.regions.active |= {i: fine for i, s in enumerate(self.stages) if s == 1}
+
+    def _step(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        result = super()._step(call, *args, **kwargs)
+        if self.regions is not None and self._index + 1 >= self.regions.total:
+            final = result[0] if isinstance(result, tuple) else result.prev_sample
+            self.regions.latents = final.unflatten(2, (-1, 4)).mean(dim=3)
+        return result
 
 
 def expanded(tokens: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class Engine:
     A full call that a partial one follows keeps keys and values of every self-attention and the
     denoiser's output; a partial call takes the chosen tokens before the first block, has them
     attend to all keys and values, and puts them back after the last. A branch that kept nothing
-    (it was not called at the step before, or another model takes over) runs in full.
+    from the full step before (it was not called there, or another model takes over) runs in full.
     """
 
     def __init__(self, site: Site, hold: Hold, label: str) -> None:
@@ -88,20 +88,22 @@ class Engine:
             self.hold.begin(denoiser, call_grid(denoiser, called, self.site.family.channels))
         step = clock.step
         tensors = [v for v in called.values() if isinstance(v, Tensor)]
-        key = (name, step.branch, *((t.shape, t.dtype, t.device) for t in tensors))
-        kept, active = self._kept.get(key), self.hold.active
+        key = (name, step.branch, *((t.shape[1:], t.dtype, t.device) for t in tensors))
+        samples, active = clock.call.samples if clock.call else None, self.hold.active
+        kept = self._kept_of(key, samples or tuple(range(len(latents))))
         keeping = schedule.keeps(step.index)
-        if active is None or kept is None or not kept.attention:
+        missed = kept is None or kept.since < schedule.full_before(step.index)
+        if active is None or kept is None or missed:
             if kept is None and keeping:
-                kept = self._kept[key] = Branch()
+                kept = self._kept[key] = Branch(rows=samples or tuple(range(len(latents))))
             self._now = kept if keeping else None
             if self.layout.merged and kept is not None:
                 kept.lengths = called["encoder_attention_mask"].sum(dim=1)
             value = self._run(call, args, kwargs)
             if keeping and kept is not None:
-                kept.output = _output(value).detach().clone()
+                kept.output, kept.since = _output(value).detach().clone(), step.index
             return value
-        rows = across(active, latents.shape[0])
+        rows = across(active, len(latents), samples)
         part = Partial(self.layout, rows, self.hold.tokens, kept.tokens, kept.lengths)
         for control in self.layout.controls:
             if called.get(control) is not None:
@@ -110,7 +112,17 @@ class Engine:
         self._now, self._part = kept, part
         value = self._run(call, args, kwargs)
         self.hold.partial = True
-        return self._filled(value, kept)
+        return self._filled(value, kept, samples)
+
+    def _kept_of(self, key: Any, rows: tuple[int, ...]) -> Branch | None:
+        """What the branch of `key` kept of the batch's rows, and from now on of no others."""
+        kept = self._kept.get(key)
+        if kept is not None and kept.rows != rows:
+            del self._kept[key]
+            kept = kept.of(rows)
+            if kept is not None:
+                self._kept[key] = kept
+        return kept
 
     def _run(self, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         try:
@@ -118,7 +130,7 @@ class Engine:
         finally:
             self._now = self._part = None
 
-    def _filled(self, value: Any, kept: Branch) -> Any:
+    def _filled(self, value: Any, kept: Branch, samples: tuple[int, ...] | None) -> Any:
         """The denoiser's output with what it last was for tokens left out.
 
         The step seam holds the guided prediction; this is for guidance that looks at the whole
@@ -126,7 +138,7 @@ class Engine:
         """
         output = _output(value)
         assert kept.output is not None
-        mask = self.hold.mask_over(output)
+        mask = self.hold.mask_over(output, samples)
         whole = torch.where(mask, output, kept.output)
         kept.output = whole.detach().clone()
         if isinstance(value, tuple):

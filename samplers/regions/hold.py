@@ -14,9 +14,11 @@ from accel.regions import Regions
 from accel.step import Run
 
 from .layouts import LAYOUTS, Grid, patch_of, to_mask, to_patches
+from .rows import across
 from .schedule import Schedule
-from .selection import Selection, over_tiles, over_time, scores
+from .selection import Selection, over_time, scores
 from .solvers import Direction, check_scheduler
+from .tiles import Tiles
 from .track import Track
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ class Hold:
         self._track: Track | None = None
         self._mask: Tensor | None = None
         self._selection: Selection | None = None
+        self._tiles: Tiles | None = None
         self._direction: Direction | None = None
         self._regions: Regions | None = None
         site.clock.on_begin.append(self._begin)
@@ -67,7 +70,7 @@ class Hold:
 
     def _end(self, run: Run) -> None:
         self.schedule = self.grid = self.active = self._track = self._mask = None
-        self._selection = self._direction = self._regions = None
+        self._selection = self._tiles = self._direction = self._regions = None
         self.partial = False
 
     def begin(self, denoiser: torch.nn.Module, grid: Grid) -> None:
@@ -77,16 +80,18 @@ class Hold:
         self._regions = Regions(grid, self.schedule.total)
         self.site.report.regions = self._regions
 
-    def mask_over(self, values: Tensor) -> Tensor:
-        """The tokens being computed as a mask over `values`, laid out like the latents."""
+    def mask_over(self, values: Tensor, samples: tuple[int, ...] | None = None) -> Tensor:
+        """The tokens being computed as a mask over `values`, laid out like the latents.
+
+        Args:
+            samples: those `values` are of; None for all.
+        """
         assert self._mask is not None
-        mask = self._mask
+        mask = across(self._mask, len(values), samples)
         if values.ndim == 3:
             beyond = values.shape[1] - mask.shape[1]
             if beyond:  # pictures to be edited, always computed
                 mask = torch.cat([mask, mask.new_ones(len(mask), beyond)], dim=1)
-        if len(mask) > 1:
-            mask = mask.repeat(len(values) // len(mask), 1)
         return to_mask(mask, values, self.site.family.channels, self._patch)
 
     def step(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -104,6 +109,8 @@ class Hold:
         self._check(output)
         assert self._direction is not None and self._track is not None
         computed = None
+        if not self.partial and self._regions is not None:
+            self._regions.active.pop(run.index, None)  # no branch could be computed in part
         if self.partial:
             computed = self.mask_over(output)
             ahead = self._direction.back(self._track.at(run.index), sample, timestep)
@@ -143,15 +150,19 @@ class Hold:
         assert self.schedule is not None and self.grid is not None
         assert self._selection is not None and self._regions is not None
         self.partial, self.active, self._mask = False, None, None
-        left_out = self.schedule.left_out(index, self.tokens)
+        if not self.schedule.partial(index):
+            return
+        if self._tiles is None:
+            self._tiles = Tiles(self.grid, self.settings.tile, output.device)
+        left_out = self._tiles.left_out(self.schedule.left_out(index, self.tokens))
         if not left_out:
             return
         score = scores(self._patches(output), self.settings.metric)
         score = over_time(score, self.grid, self.settings.continuity)
-        score = over_tiles(score, self.grid, self.settings.tile)
         if not self.settings.per_sample:
             score = score.mean(dim=0, keepdim=True)
-        self.active = self._selection.choose(score, left_out)
+        chosen = self._selection.choose(self._tiles.means(score), left_out)
+        self.active = self._tiles.tokens(chosen)
         mask = torch.zeros_like(score, dtype=torch.bool)
         self._mask = mask.scatter_(1, self.active, True)
         self._regions.active[index] = self.active

@@ -22,12 +22,29 @@ class Branch:
         output: what the denoiser returned last, of every token.
         tokens: length of the stream that is gathered.
         lengths: of a merged stream, the text tokens of every sample (B,).
+        rows: numbers of the samples it is of, or of the rows of a batch with both branches.
+        since: the step that computed all tokens last.
     """
 
     attention: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     output: Tensor | None = None
     tokens: int = 0
     lengths: Tensor | None = None
+    rows: tuple[int, ...] = ()
+    since: int = -1
+
+    def of(self, rows: tuple[int, ...]) -> Branch | None:
+        """The same of some of its rows; None if it lacks one, or their stream is a shorter one."""
+        if rows == self.rows:
+            return self
+        if not set(rows) <= set(self.rows) or self.output is None:
+            return None
+        at = torch.tensor([self.rows.index(row) for row in rows], device=self.output.device)
+        lengths = None if self.lengths is None else self.lengths[at]
+        if lengths is not None and self.lengths is not None and lengths.max() < self.lengths.max():
+            return None
+        pairs = {path: (k[at], v[at]) for path, (k, v) in self.attention.items()}
+        return Branch(pairs, self.output[at], self.tokens, lengths, rows, self.since)
 
     def keep(self, path: str, k: Tensor, v: Tensor) -> None:
         """Keep copies of keys and values of all tokens."""

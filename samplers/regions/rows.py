@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 
-def across(index: Tensor, rows: int) -> Tensor:
+def across(index: Tensor, rows: int, samples: Sequence[int] | None = None) -> Tensor:
     """Indices (N, k) of samples for `rows` of a batch that holds the samples m = rows / N times.
 
     A guided batch has all samples without their prompt, then all with it. (1, k) is for any batch.
+
+    Args:
+        samples: those the batch has; None for all.
+
+    Raises:
+        RuntimeError: the batch has some of the samples, and nothing tells which.
     """
-    return index if len(index) == 1 else index.repeat(rows // len(index), 1)
+    if len(index) == 1:
+        return index
+    if samples is not None:
+        index = index[list(samples)]
+    copies, rest = divmod(rows, len(index))
+    if rest or not copies:
+        raise RuntimeError(
+            f"a batch of {rows} is not one of the {len(index)} samples of this run, so that their "
+            f"tokens cannot be told; disable what evaluates some samples only"
+        )
+    return index.repeat(copies, 1)
 
 
 def take(values: Tensor, index: Tensor) -> Tensor:

@@ -57,6 +57,10 @@ class Schedule:
             count = math.floor(shifted / self.multiple + 1e-9) * self.multiple
         return min(max(count, 0), tokens - 1)
 
+    def full_before(self, index: int) -> int:
+        """The last step before `index` that computes all tokens; -1 if there is none."""
+        return next((i for i in range(index - 1, -1, -1) if not self.partial(i)), -1)
+
     def keeps(self, index: int) -> bool:
         """Whether keys and values of a full step `index` are read by the step after it."""
         return self.partial(index + 1)

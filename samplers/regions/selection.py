@@ -1,4 +1,4 @@
-"""Which tokens a partial step computes: scores, tokens left out too often, tiles, time."""
+"""Which tokens a partial step computes: scores, tokens left out too often, time."""
 
 from __future__ import annotations
 
@@ -35,24 +35,8 @@ def over_time(score: Tensor, grid: tuple[int, int, int], weight: float) -> Tenso
     return torch.lerp(frames, near, weight).flatten(1)
 
 
-def over_tiles(score: Tensor, grid: tuple[int, int, int], tile: tuple[int, int, int]) -> Tensor:
-    """`score` (N, S) replaced by the mean over its tile of frames, rows and columns.
-
-    Tiles at the end of an axis may be smaller. Tokens of a tile have equal scores, so that they
-    are chosen together.
-    """
-    tile = tuple(min(t, g) for t, g in zip(tile, grid, strict=True))  # type: ignore[assignment]
-    if tile == (1, 1, 1):
-        return score
-    frames = score.unflatten(1, (1, *grid))
-    means = avg_pool3d(frames, tile, stride=tile, ceil_mode=True, count_include_pad=False)
-    for axis, size in enumerate(tile):
-        means = means.repeat_interleave(size, dim=axis + 2)
-    return means[:, :, : grid[0], : grid[1], : grid[2]].flatten(1)
-
-
 class Selection:
-    """Chooses tokens step by step, and remembers how often each was left out.
+    """Chooses tokens, or tiles of them, step by step, and remembers how often each was left out.
 
     Sorted by score, the lowest `1 - high` and the highest `high` of the tokens to be left out are;
     the rest is computed (RAS, 2502.10389, computes the lowest: high = 1).

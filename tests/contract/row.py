@@ -34,7 +34,7 @@ class Row:
     Attributes:
         method: a setting that skips work on the tiny pipelines in 5 steps.
         idle: a setting that skips nothing.
-        names: tiny pipelines of every family it claims.
+        names: tiny pipelines of every family it claims; `name:scheduler` where it needs another.
         full: those that get every clause, one with fused and one with separate guidance if any.
         frozen: on repeated input a skipped step equals a full one "exactly" or to "rounding", or
             has the "unguided" prediction, or is "sparse": computed, and the same in every step.

@@ -1,18 +1,15 @@
 """RAS on real pipelines: exact where it must be, held where it is, and refused with the reason."""
 
-import contextlib
-
 import pytest
 import torch
 from diffusers import DDIMScheduler
 
 from accel.samplers import RegionAdaptive
 from accel.samplers.regions import hold as hold_of
-from accel.samplers.regions.selection import Selection
 from accel.sparse_attn import SlidingTile, SparseAttention
+from tests.samplers.region_runs import HALF, PROMPTS, Indices, run, stepped
 from tests.tiny_pipelines import call, make
 
-HALF = RegionAdaptive(ratio=0.5, start=0.2, dense=(0.6,))
 EVERY = [
     ("sd3", None),
     ("flux", None),
@@ -26,26 +23,6 @@ EVERY = [
 ]
 BESIDE = [("flux_controlnet", None), ("sd3_controlnet", None), ("wan22", "flow_euler")]
 every = pytest.mark.parametrize(("name", "scheduler"), EVERY)
-PROMPTS = ("a red circle moving left on a dark background", "a blue square")
-
-
-class Indices(Selection):
-    """Chooses tokens in an order of its own: `order(S)` of all, or of those chosen."""
-
-    order = staticmethod(lambda count: torch.arange(count))
-    everything = True
-
-    def choose(self, score, left_out):
-        chosen = super().choose(score, left_out)
-        if self.everything:
-            chosen = torch.arange(score.shape[1]).expand(len(score), -1)
-        return chosen[:, self.order(chosen.shape[1])]
-
-
-def run(name, scheduler, method=HALF, **how):
-    pipe = make(name, scheduler)
-    pipe.enable_acceleration(method)
-    return call(pipe, name, **how), pipe
 
 
 @every
@@ -69,7 +46,7 @@ def test_the_order_of_the_tokens_changes_nothing(name, scheduler, monkeypatch):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * expected.std().item())
 
 
-@pytest.mark.parametrize(("name", "scheduler"), [EVERY[i] for i in (0, 2, 3, 4, 6, 8)])
+@every
 def test_samples_of_a_batch_choose_apart(name, scheduler):
     pair, pipe = run(name, scheduler, prompt=PROMPTS, seed=(0, 1))
     regions = pipe.acceleration.report().regions
@@ -84,21 +61,6 @@ def test_samples_that_share_their_decision_compute_the_same_tokens(name):
     shared = RegionAdaptive(ratio=0.5, start=0.2, dense=(0.6,), per_sample=False)
     _, pipe = run(name, None, shared, prompt=PROMPTS)
     assert {len(a) for a in pipe.acceleration.report().regions.active.values()} == {1}
-
-
-@contextlib.contextmanager
-def stepped(pipe):
-    """What the scheduler is given, and returns: (sigmas, predictions, samples, results)."""
-    seen, kind = [], type(pipe.scheduler)
-
-    class Seen(kind):
-        def step(self, model_output, timestep, sample, **kwargs):
-            result = super().step(model_output, timestep, sample, **kwargs)
-            seen.append((timestep, model_output.clone(), sample.clone(), result[0].clone()))
-            return result
-
-    pipe.scheduler = Seen.from_config(pipe.scheduler.config)
-    yield seen
 
 
 def token(latents, i, columns):

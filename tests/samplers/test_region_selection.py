@@ -7,7 +7,7 @@ import torch
 
 from accel.samplers import RegionAdaptive
 from accel.samplers.regions.layouts import to_mask, to_patches
-from accel.samplers.regions.selection import Selection, over_tiles, over_time, scores
+from accel.samplers.regions.selection import Selection, over_time, scores
 
 
 def test_dense_steps_by_fraction_are_those_of_both_released_scripts():
@@ -127,18 +127,6 @@ def test_what_moves_is_chosen_in_the_frames_beside_too():
     assert near[0].view(3, 4)[:, 1:].abs().max() == 0
     assert torch.equal(over_time(score, (3, 2, 2), 0.0), score)
     assert torch.equal(over_time(score[:, :4], (1, 2, 2), 1.0), score[:, :4])
-
-
-def test_tokens_of_a_tile_are_chosen_together():
-    score = torch.arange(15.0)[None]
-    tiles = over_tiles(score, (1, 3, 5), (1, 2, 2))
-    assert tiles.view(3, 5).tolist() == [
-        [3.0, 3.0, 5.0, 5.0, 6.5],
-        [3.0, 3.0, 5.0, 5.0, 6.5],
-        [10.5, 10.5, 12.5, 12.5, 14.0],
-    ]
-    assert torch.equal(over_tiles(score, (1, 3, 5), (4, 1, 1)), score)
-    assert Selection(1.0, 0.1, "fair").choose(tiles, 11).tolist() == [[0, 1, 5, 6]]
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,27 @@ def test_renoised_latents_have_the_variance_of_their_level(level):
     assert abs((left[..., 1:] * left[..., :-1]).mean()) < 0.01
 
 
+def test_a_video_renoised_at_a_lower_resolution_has_the_variance_of_its_level():
+    canvas = Canvas((3, 64, 64), (2, 2), packed=False)
+    machine = switching(ResolutionStages((1.0, 0.5, 1.0), (0.2, 0.7)), canvas, None)
+    machine.first, machine.size = noise(1, 16, 3, 128, 128), (64, 64)
+    wave = torch.linspace(0, 9, 128).sin()
+    clean = (wave[:, None] + wave).expand(1, 16, 3, 128, 128) * 0.8
+    for stage, (size, level) in enumerate(((64, 0.7), (128, 0.4)), start=1):
+        resized = canvas.resized(clean, machine.size, (size // 2, size // 2))
+        new = machine.switch(clean, clean, stage, level)
+        assert new.shape == (1, 16, 3, size, size) and machine.size == (size // 2, size // 2)
+        expected = (1 - level) ** 2 * resized.var() + level**2
+        assert new.var().item() == pytest.approx(expected.item(), rel=0.03)
+        left = new - (1 - level) * resized
+        for axis in (2, 3, 4):
+            near = left.narrow(axis, 1, left.shape[axis] - 1) * left.narrow(
+                axis, 0, left.shape[axis] - 1
+            )
+            assert abs(near.mean()) < 0.01
+        clean = resized
+
+
 def test_upsampled_regions_have_independent_noise_of_one_level_again():
     """x = e x0 + (1 - e) eps of a constant x0 becomes s x0 + (1 - s) eps', with eps' white."""
     settings = RegionUpsampling(edges="latents", upsampled=0.5)
@@ -184,6 +205,43 @@ def test_stages_of_region_upsampling_follow_the_released_times():
         assert seen[first + count - 1][1] == pytest.approx(1 - end, abs=1e-5)
     assert all(after < before for before, after, *_ in seen)
     assert pipe.acceleration.report().computed_fraction < 0.8
+
+
+def test_regions_of_region_upsampling_are_drawn(tmp_path):
+    pipe = make("flux")
+    pipe.enable_acceleration(RegionUpsampling())
+    call(pipe, "flux", steps=18, guidance=1.0)
+    report = pipe.acceleration.report()
+    masks = [report.regions.mask(step)[0] for step in range(18)]
+    assert [int(mask.sum()) for mask in masks] == [0] * 5 + [4 * 5] * 6 + [64] * 7
+    blocks = masks[5].view(4, 2, 4, 2).transpose(1, 2).flatten(2)
+    assert torch.equal(blocks.any(2), blocks.all(2)) and int(blocks.all(2).sum()) == 5
+    assert report.regions.share == pytest.approx((6 * 20 / 64 + 7) / 18)
+    assert "49.3% of the image at full resolution over 18 steps (7 of them" in report.summary()
+    assert report.to_dict()["regions"]["partial_time"] is None
+    assert report.plot_regions(tmp_path / "regions.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "level_of"),
+    [
+        ("lumina2", lambda t: 1 - t),
+        ("qwenimage", lambda t: t),
+        ("hunyuan_video", lambda t: t / 1000),
+    ],
+)
+def test_the_model_is_told_the_level_of_each_stage_in_its_own_units(name, level_of):
+    pipe, told = make(name), []
+    seen = stepped(pipe)
+    pipe.enable_acceleration(SWITCH)
+    pipe.transformer.register_forward_pre_hook(
+        lambda m, a, k: told.append(float(level_of(k["timestep"].flatten()[0]))), with_kwargs=True
+    )
+    call(pipe, name, guidance=1.0)
+    assert len(told) == len(seen) == 5
+    assert told == pytest.approx([s[0] for s in seen], abs=2e-3)
+    small, large = math.prod(seen[0][4]), math.prod(seen[4][4])
+    assert [math.prod(s[4]) for s in seen] == [small] * 2 + [large] * 3 and large == 4 * small
 
 
 def test_a_batch_is_upsampled_in_stages_as_its_samples_alone():

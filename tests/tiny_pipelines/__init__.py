@@ -134,10 +134,13 @@ NAMES = tuple(TINY)
 
 
 def make(name: str, scheduler: str | None = None) -> DiffusionPipeline:
-    """A fresh pipeline. `scheduler` is a key of `SCHEDULERS`; by default the family's own."""
+    """A fresh pipeline. `scheduler` is a key of `SCHEDULERS`; by default the family's own, or what
+    stands behind a colon in `name`.
+    """
+    name, _, given = name.partition(":")
     pipe = copy.deepcopy(_built(name))
-    if scheduler is not None:
-        pipe.scheduler = SCHEDULERS[scheduler]()
+    if scheduler or given:
+        pipe.scheduler = SCHEDULERS[scheduler or given]()
     return pipe
 
 
@@ -161,7 +164,7 @@ def call(
     generator, seeded `seed + i` or `seed[i]`, so that it is the sample that seed gives alone.
     `overrides` go to the pipeline as they are.
     """
-    tiny = TINY[name]
+    tiny = TINY[name.partition(":")[0]]
     prompts = [prompt] * batch if isinstance(prompt, str) else list(prompt)
     seeds = [seed + i for i in range(len(prompts))] if isinstance(seed, int) else list(seed)
     guidance = tiny.default_guidance if guidance is None else guidance
