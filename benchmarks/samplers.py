@@ -15,86 +15,36 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from diffusers import FlowMatchEulerDiscreteScheduler
 from rich.console import Console
 
 from accel.pipelines.tiny import call_defaults, load, path
-from accel.samplers import AdamsBashforth
-from accel.samplers.level_fit import best_nodes
+from accel.samplers import SRDS, AdamsBashforth, ParaDiGMS
+from accel.samplers.grids import EPSS
 from benchmarks.cells import Cells
-from benchmarks.green import ROOT
+from benchmarks.gaussian import BUDGETS, FITTED, errors_of, fitted, side_by_side
+from benchmarks.green import ROOT, green, sources
 from benchmarks.options import CACHE
-from benchmarks.samplers_report import write
+from benchmarks.samplers_report import GAUSSIAN, SPREAD, write
 from benchmarks.shapes import Model
 from benchmarks.solvers import Solver, solvers
 
-BUDGETS = (*range(4, 21), 25, 30, 40, 50)
 FEW = (5, 7, 9, 12, 15, 20)
-GRIDS = ("model", "uniform", "sway", "log-snr")
-SCALES = torch.logspace(-1.5, 0.7, 64, dtype=torch.float64)
-"""Standard deviations of the Gaussian, a channel each: 0.03 to 5."""
-FLOW = FlowMatchEulerDiscreteScheduler(shift=3.0)
+GRIDS = ("model", "uniform", "sway", "log-snr", "epss")
+LISTED = ("ays-sd", "ays-sdxl")
+"""Grids of models that preserve variance only (that of SVD begins at levels they do not have)."""
+PARALLEL = tuple(
+    (each, steps)
+    for steps in (16, 36, 100)
+    for each in (ParaDiGMS(8, 0.1), ParaDiGMS(8, 0.01), ParaDiGMS(32, 0.01), SRDS(), SRDS(0.005))
+)
+FOLDERS = ("accel", "samplers")
+"""Sources of what is measured."""
+TESTS = tuple(
+    f"tests/samplers/test_{name}.py"
+    for name in ("integrators", "pseudo_corrector", "stochastic", "parallel")
+)
 RESULTS = ROOT / "benchmarks" / "results"
 console = Console(width=170)
-
-
-def noise(seed: int, count: int = 32) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(count, len(SCALES), generator=generator, dtype=torch.float64)
-
-
-def velocity(x: torch.Tensor, g: float) -> torch.Tensor:
-    """Of the flow whose data is N(0, SCALES^2)."""
-    variance = (1 - g) ** 2 * SCALES**2 + g * g
-    return (g - (1 - g) * SCALES**2) / variance * x
-
-
-def sampled(scheduler: Any, steps: int, x: torch.Tensor) -> torch.Tensor:
-    scheduler.set_timesteps(steps)
-    for t in scheduler.timesteps:
-        x = scheduler.step(velocity(x, float(t) / 1000), t, x, return_dict=False)[0]
-    return x
-
-
-def fitted(count: int) -> list[float]:
-    """Levels fitted to runs of 50 steps from other noise than is judged on."""
-    scheduler, x, seen = (
-        AdamsBashforth.from_config(FLOW.config, order=3, correct=True),
-        noise(1),
-        [],
-    )
-    scheduler.set_timesteps(50)
-    levels = np.array([float(t) / 1000 for t in scheduler.timesteps])
-    for g, t in zip(levels, scheduler.timesteps, strict=True):
-        seen.append(velocity(x, g).flatten())
-        x = scheduler.step(velocity(x, g), t, x, return_dict=False)[0]
-    stacked = torch.stack(seen)
-    gram = (stacked @ stacked.T / stacked.shape[1]).numpy()
-    return [float(levels[i]) for i in best_nodes(levels, gram, count)]
-
-
-def gaussian(solver: Solver, grid: str, levels: dict[int, list[float]]) -> dict[str, Any]:
-    """Relative errors by evaluations (None where not finite), and the order at 99 to 199."""
-    x = noise(0)
-    exact = x * SCALES
-
-    def error(evaluations: int) -> float | None:
-        steps = solver.steps(evaluations)
-        if steps is None or (grid == "fitted" and steps not in levels):
-            return None
-        on = {"grid": grid}
-        found = sampled(solver.make(FLOW.config, on | _levels(grid, levels, steps)), steps, x)
-        away = float((found - exact).norm() / exact.norm())
-        return away if np.isfinite(away) else None
-
-    errors = {str(n): error(n) for n in BUDGETS}
-    ends = [error(n) for n in (99, 199)] if grid == "uniform" else [None, None]
-    order = None if None in ends else float(np.log(ends[0] / ends[1]) / np.log(199 / 99))
-    return {"errors": errors, "order": order}
-
-
-def _levels(grid: str, levels: dict[int, list[float]], steps: int) -> dict[str, Any]:
-    return {"levels": levels[steps]} if grid == "fitted" else {}
 
 
 def of_model(name: str, count: int, kept: Path) -> Callable[[Solver, str], dict[str, Any]]:
@@ -125,7 +75,7 @@ def of_model(name: str, count: int, kept: Path) -> Callable[[Solver, str], dict[
         exact, errors = reference[0], {}
         for evaluations in FEW:
             steps = solver.steps(evaluations)
-            if steps is None:
+            if steps is None or (grid == "epss" and steps not in EPSS):
                 continue
             found = latents(solver.make(own.config, {"grid": grid}), steps)
             errors[str(evaluations)] = float((found - exact).norm() / exact.norm())
@@ -140,6 +90,7 @@ def main(
     grid: Annotated[list[str] | None, typer.Option(help="Of models; all if none.")] = None,
     solver: Annotated[list[str] | None, typer.Option(help="Of models; all if none.")] = None,
     minutes: Annotated[float, typer.Option(help="Begin no cell after this long.")] = 1e9,
+    tests: Annotated[bool, typer.Option("--tests/--skip-tests", help="While developing.")] = True,
     references: Annotated[Path, typer.Option(help="Where latents to compare with lie.")] = CACHE,
     out: Annotated[Path, typer.Option(help="Results; .md, .png beside.")] = (
         RESULTS / "samplers.json"
@@ -148,27 +99,19 @@ def main(
     """Measure what is missing, then write tables and pictures."""
     torch.set_num_threads(1)
     cells, until = Cells(out), time.monotonic() + 60 * minutes
-
-    def levels() -> dict[str, Any]:
-        return {str(n): fitted(n) for n in BUDGETS if n <= 20}
-
-    found = cells.run(levels, part="levels", data="gaussian")
-    chosen = {int(n): each for n, each in found.items()}
-    for each in solvers():
-        for on in (*GRIDS, "fitted"):
-            cells.run(
-                lambda s=each, g=on: gaussian(s, g, chosen),
-                part="errors",
-                data="gaussian",
-                by=each.by,
-                solver=each.name,
-                grid=on,
-            )
+    if tests:
+        passed = green(TESTS, out.parent, FOLDERS)
+        named = {"part": "gate", "sources": sources(FOLDERS), "tests": passed}
+        cells.run(lambda: {"passed": passed}, **named)
+    of_gaussian(cells)
     for name in model or ():
         measure = of_model(name, samples, references)
-        for on in grid or GRIDS:
-            for each in solvers():
+        flow = bool(AdamsBashforth.from_config(load(name).scheduler.config).flow)
+        for on in grid or (GRIDS if flow else (*GRIDS, *LISTED)):
+            for each in solvers(flow):
                 if (solver and each.name not in solver) or time.monotonic() > until:
+                    continue
+                if each.random or (each.own and on != "model"):
                     continue
                 console.log(f"{name}: {each.name} on {on}")
                 cells.run(
@@ -180,6 +123,34 @@ def main(
                     grid=on,
                 )
     write(cells, console)
+
+
+def of_gaussian(cells: Cells) -> None:
+    """Every solver on every grid, and parallel sampling."""
+
+    def levels() -> dict[str, Any]:
+        return {str(n): fitted(n) for n in BUDGETS if n <= FITTED}
+
+    found = cells.run(levels, part="levels", data=GAUSSIAN)
+    chosen = {int(n): each for n, each in found.items()}
+    for each in solvers():
+        for on in (*GRIDS, "fitted", "picked"):
+            cells.run(
+                lambda s=each, g=on: errors_of(s, g, chosen),
+                part="errors",
+                data=SPREAD if each.random else GAUSSIAN,
+                by=each.by,
+                solver=each.name,
+                grid=on,
+            )
+    for method, steps in PARALLEL:
+        cells.run(
+            lambda m=method, n=steps: side_by_side(m, n),
+            part="parallel",
+            data=GAUSSIAN,
+            method=repr(method),
+            steps=steps,
+        )
 
 
 if __name__ == "__main__":

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from accel.family import Family, arguments_of
 from accel.method import Method, Site, check_fields
+from accel.noise import is_flow
 from accel.step import Run
+
+from .adams_bashforth import AdamsBashforth
+from .restart import Restart
 
 FAMILIES = ("wan", "ltx")
 """Families whose models take a timestep for every token."""
@@ -28,26 +33,41 @@ class FrameLevels(Method):
     that was trained with a timestep per frame or token, as Wan 2.2 TI2V and LTX were: others take
     the input and were never shown the like.
 
+    More generally each latent frame has a share of the run's noise level for its own: 0 is given, 1
+    goes along, and a frame at 0.5 begins with half of the noise and loses it at half the pace. Such
+    frames need flow Euler or Adams-Bashforth, whose steps are in proportion to the level.
+
     Attributes:
         frames: given latent frames; negative ones count from the end. Empty changes nothing.
+        levels: instead, of every latent frame its share, 0 to 1, of the run's noise level.
     """
 
     frames: tuple[int, ...] = (0,)
+    levels: tuple[float, ...] = ()
 
     level: ClassVar[str] = "sampler"
 
     def __post_init__(self) -> None:
         right = len(set(self.frames)) == len(self.frames)
-        check_fields(self, frames=(right, "frame numbers, each once"))
+        shares = all(0 <= level <= 1 for level in self.levels)
+        if self.levels and self.frames == type(self).frames:
+            object.__setattr__(self, "frames", ())
+        check_fields(
+            self,
+            frames=(right, "frame numbers, each once"),
+            levels=(shares and not (self.levels and self.frames), "0 to 1, and without frames"),
+        )
 
     def supports(self, family: Family) -> bool:
         return family.name in FAMILIES
 
     def expect(self, site: Site, steps: int) -> str:
+        if self.levels:
+            return f"computes every step; latent frames at {self.levels} of the noise level"
         return f"computes every step; latent frames {self.frames} are given and stay"
 
     def install(self, site: Site) -> None:
-        if self.frames:
+        if self.frames or self.levels:
             Framer(self, site).install()
 
 
@@ -86,38 +106,70 @@ class Framer:
             raise ValueError(
                 "this pipeline gives every token a timestep already; use it without FrameLevels"
             )
-        given["timestep"] = per_token(timestep.reshape(-1), self._held(), *self._grid)
+        given["timestep"] = per_token(timestep.reshape(-1), self._levels(), self._grid[1])
         return call(**given)
 
-    def _held(self) -> list[int]:
-        frames = self._grid[0]
+    def _levels(self) -> list[float]:
+        """Of every latent frame its share of the noise level."""
+        frames, levels = self._grid[0], self.method.levels
+        if levels and len(levels) != frames:
+            raise ValueError(
+                f"FrameLevels.levels has {len(levels)} entries, but this video has {frames} latent "
+                f"frames"
+            )
+        if levels:
+            return list(levels)
         wrong = [f for f in self.method.frames if not -frames <= f < frames]
         if wrong:
             raise ValueError(f"there is no latent frame {wrong[0]}: this video has {frames}")
-        return sorted({f % frames for f in self.method.frames})
+        held = {f % frames for f in self.method.frames}
+        return [0.0 if f in held else 1.0 for f in range(frames)]
+
+    def _held(self) -> list[int]:
+        return [f for f, level in enumerate(self._levels()) if level == 0]
 
     def _step(
         self, call: Callable[..., Any], output: Tensor, t: Any, sample: Tensor, **rest: Any
     ) -> Any:
+        held = self._held()
+        slow = [f for f, level in enumerate(self._levels()) if 0 < level < 1]
+        if slow:
+            self._check(self.site.pipe.scheduler)
         if self._given is None:
-            self._given = self._frames(sample).clone()
+            self._given = self._frames(sample, held).clone()
+        before = self._frames(sample, slow).clone()
         result = call(output, t, sample, **rest)
         moved = result[0] if isinstance(result, tuple) else result.prev_sample
-        self._frames(moved, self._given.to(moved.dtype))
+        self._frames(moved, held, self._given.to(moved.dtype))
+        if slow:
+            axis = 2 if moved.ndim == 5 else 1
+            shares = before.new_tensor([self._levels()[f] for f in slow])
+            shares = shares.reshape(-1, *[1] * (before.ndim - axis - 1))
+            self._frames(moved, slow, before.lerp(self._frames(moved, slow).to(before), shares))
         return result
 
-    def _frames(self, latents: Tensor, put: Tensor | None = None) -> Tensor:
-        """The given frames of latents (B, C, F, H, W) or (B, F S, C); `put` is written there."""
+    @staticmethod
+    def _check(scheduler: Any) -> None:
+        plain = isinstance(scheduler, FlowMatchEulerDiscreteScheduler | AdamsBashforth)
+        if not plain or isinstance(scheduler, Restart) or not is_flow(scheduler):
+            raise ValueError(
+                f"frames at a share of the noise level need steps in proportion to it, which those "
+                f"of {type(scheduler).__name__} are not; use flow Euler, or Sampler() before "
+                f"FrameLevels"
+            )
+
+    def _frames(self, latents: Tensor, chosen: list[int], put: Tensor | None = None) -> Tensor:
+        """Some frames of latents (B, C, F, H, W) or (B, F S, C); `put` is written there."""
         axis = 2 if latents.ndim == 5 else 1
         apart = latents if axis == 2 else latents.unflatten(1, self._grid)
-        held = torch.tensor(self._held(), device=latents.device)
+        held = torch.tensor(chosen, device=latents.device, dtype=torch.long)
         if put is not None:
             apart.index_copy_(axis, held, put)
         return apart.index_select(axis, held)
 
 
-def per_token(timestep: Tensor, held: list[int], frames: int, tokens: int) -> Tensor:
-    """(B, frames * tokens) timesteps: those of (B,), and 0 for the tokens of held frames."""
-    found = timestep[:, None].repeat(1, frames)
-    found[:, held] = 0
+def per_token(timestep: Tensor, levels: Sequence[float], tokens: int) -> Tensor:
+    """(B, frames * tokens) timesteps: for the tokens of each frame its share of those of (B,)."""
+    shares = torch.tensor(levels, device=timestep.device, dtype=torch.float32)
+    found = (timestep[:, None].float() * shares).to(timestep.dtype)
     return found.repeat_interleave(tokens, dim=1)

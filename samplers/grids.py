@@ -111,6 +111,21 @@ def _aligned(policy: str, steps: int, alphas: np.ndarray) -> np.ndarray:
     return np.append(sigmas / (1 + sigmas), 0.0)
 
 
+def within(wanted: np.ndarray, top: float, policy: str) -> np.ndarray:
+    """Sigmas of levels, none above the highest that a variance-preserving model knows.
+
+    Raises:
+        ValueError: a published list is for a model of higher levels, and would begin in place.
+    """
+    sigmas = wanted / np.maximum(1 - wanted, 1e-12)
+    if policy in AYS and sigmas[1] > top * (1 + 1e-3):
+        raise ValueError(
+            f"{policy} begins at noise level sigma {sigmas[0]:.0f}, but this model's end at "
+            f"{top:.1f}; use ays-sd or ays-sdxl"
+        )
+    return np.minimum(sigmas, top)
+
+
 def resampled(fitted: Sequence[float], steps: int) -> np.ndarray:
     """(steps + 1,) levels that lie as densely as the fitted ones, which end above 0 or in 0.
 

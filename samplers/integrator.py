@@ -202,11 +202,10 @@ class Integrator(SchedulerMixin, ConfigMixin, abc.ABC):
             times = levels[:-1] * self.config.num_train_timesteps
         else:
             alphas = self._own.alphas_cumprod.double().numpy()
-            top = grids.sigmas_of(alphas)[-1]
-            levels = np.minimum(wanted / np.maximum(1 - wanted, 1e-12), top)
-            times = grids.timesteps_of(levels[:-1], alphas)
-            if self.config.timestep_type == "continuous":
-                times = 0.25 * np.log(levels[:-1])
+            told = self.config.timestep_type == "continuous"  # the sigma, and not a timestep
+            top = (told and self.config.sigma_max) or grids.sigmas_of(alphas)[-1]
+            levels = grids.within(wanted, top, self.config.grid)
+            times = 0.25 * np.log(levels[:-1]) if told else grids.timesteps_of(levels[:-1], alphas)
         return torch.tensor(levels, dtype=torch.float32), torch.tensor(
             times, dtype=torch.float32, device=device
         )

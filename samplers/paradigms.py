@@ -20,9 +20,10 @@ class ParaDiGMS(Method):
     """Evaluates `window` steps at once, again until they agree (ParaDiGMS, arXiv 2305.16317).
 
     Does about twice the work, in fewer evaluations one after another: it pays where a batch of
-    `window` costs little more than one, or spreads over devices, and never on a device that is busy
-    with one sample already. For flow Euler and DDIM. All samples of a batch go on together, as far
-    as the last of them: samples share their decisions.
+    `window` costs little more than one, and never on a device that is busy with one sample already.
+    For flow Euler and DDIM, without noise of their own. All samples of a batch go on together, as
+    far as the last of them: samples share their decisions. Caching, guidance methods and sparse
+    attention, which go by the pipeline's step, are refused beside it.
 
     Attributes:
         window: steps evaluated together; 1 is the plain sampler.
@@ -42,6 +43,10 @@ class ParaDiGMS(Method):
             window=(self.window >= 1, "1 or more"),
             tolerance=(self.tolerance >= 0, "0 or more"),
         )
+
+    def claimed(self) -> tuple[str, ...]:
+        """Also what goes by the pipeline's step, where many levels are evaluated in one."""
+        return self.claims, "guidance", "sparse attention"
 
     def supports(self, family: Family) -> bool:
         return True

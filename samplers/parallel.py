@@ -25,6 +25,7 @@ from accel.step import Run
 
 from .adams_bashforth import AdamsBashforth
 from .levels import Level, velocity_of
+from .restart import Restart
 
 LABELS: tuple[Callable[[float], float], ...] = (
     lambda t: t,
@@ -86,12 +87,20 @@ class Parallel:
             isinstance(scheduler, DDIMScheduler)
             and not (config["clip_sample"] or config["thresholding"])
         )
-        first = isinstance(scheduler, AdamsBashforth) and config["order"] == 1
-        if not plain and not (first and not config["correct"]):
+        first = isinstance(scheduler, AdamsBashforth) and not isinstance(scheduler, Restart)
+        first = first and config["order"] == 1 and not config["correct"]
+        if not plain and not first:
             raise ValueError(
                 f"{self.name} needs steps without a history, so that they can be taken side by "
-                f"side; {type(scheduler).__name__} has one, or clips. Use flow Euler, DDIM without "
-                f"clip_sample, or Sampler('AdamsBashforth', {{'order': 1}}) before it"
+                f"side; {type(scheduler).__name__} has one, or clips, or goes back. Use "
+                f"flow Euler, DDIM without clip_sample, or "
+                f"Sampler('AdamsBashforth', {{'order': 1}}) before it"
+            )
+        if config.get("stochastic_sampling"):
+            raise ValueError(
+                f"{self.name} takes the same steps again until they agree, and "
+                f"{type(scheduler).__name__} with stochastic_sampling=True draws new noise at "
+                f"each; set stochastic_sampling=False"
             )
         return scheduler
 
@@ -177,6 +186,11 @@ class Parallel:
         self, call: Callable[..., Any], output: Tensor, t: Any, sample: Tensor, **rest: Any
     ) -> Any:
         run = self.site.clock.run
+        if rest.get("eta"):
+            raise ValueError(
+                f"{self.name} takes the same steps again until they agree, and eta={rest['eta']} "
+                f"draws new noise at each; call the pipeline with eta=0"
+            )
         if run is None or self._end is not None:
             return self._reply(self._end if self._end is not None else sample, rest)
         if self._algorithm is None:

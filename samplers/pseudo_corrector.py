@@ -11,9 +11,7 @@ from torch import Tensor
 
 from .integrator import Integrator
 from .multistep import integral
-
-Refiner = Callable[[Tensor, Tensor, float], Tensor]
-"""`refiner(sample, velocity, timestep)` is what to add to the velocity: a small trained network."""
+from .refiner import Refiner, Told, refined
 
 
 class PseudoCorrector(Integrator):
@@ -23,7 +21,10 @@ class PseudoCorrector(Integrator):
     for its start what the step before found at its predicted end: x~ = x + h d, d' = v(x~),
     x+ = x + h (d + d') / 2, and hands d' on. The first `heun_steps` are Heun's, the others are
     pseudo-corrector steps, and the last `refiner_steps` ask no model at all: they are Heun's with
-    d + refiner(x, d, t) for a slope, twice, and so need `refiner` set on the scheduler.
+    d + refiner(x, d, t, conditions) for a slope, twice, and so need `refiner`, a `Refiner`, set on
+    the scheduler. Under `Sampler` it is told what the denoiser was told last, once a branch, and
+    guidance weighs what it says; a network is no part of a config, so a pipeline that is saved
+    keeps `refiner_path`, by which to set it again.
 
     The step to level 0 is not evaluated at its end, which no model was trained at, but extrapolated
     from its last two slopes: N steps take N + heun_steps - 1 evaluations. Ask for `evaluate_last`
@@ -33,6 +34,8 @@ class PseudoCorrector(Integrator):
         heun_steps: first steps that are Heun's, at least 1; each beyond the first takes two
             evaluations, which a pipeline counts as steps of its own.
         refiner_steps: last steps by the refiner.
+        refiner_path: where the refiner's weights lie, a path or a name; it is saved, and named
+            where the refiner is missing, but nothing is loaded from it.
         evaluate_last: evaluate the end of the last step, at level 0, and correct it.
         model: config of the model's own scheduler, see `Integrator`.
 
@@ -41,6 +44,7 @@ class PseudoCorrector(Integrator):
     """
 
     refiner: Refiner | None = None
+    told: Callable[[], Told] | None = None
     history = 2
     repeats = True
 
@@ -50,6 +54,7 @@ class PseudoCorrector(Integrator):
         heun_steps: int = 1,
         refiner_steps: int = 0,
         evaluate_last: bool = False,
+        refiner_path: str = "",
         **model: Any,
     ) -> None:
         if heun_steps < 1:
@@ -66,7 +71,9 @@ class PseudoCorrector(Integrator):
                 f"{heun} Heun and {refined} refiner steps do not fit in {count} steps; give more"
             )
         if refined and self.refiner is None:
-            raise ValueError("refiner_steps need a refiner: set scheduler.refiner to its function")
+            known = self.config.refiner_path
+            place = f" that is kept at {known}" if known else ", a samplers.refiner.Refiner"
+            raise ValueError(f"refiner_steps need a refiner: set scheduler.refiner to one{place}")
         asked = [k for i in range(heun) for k in (i, i + 1)]
         asked += range(heun + 1, count + 1)
         last = count - refined - (not refined and not self.config.evaluate_last)
@@ -107,9 +114,11 @@ class PseudoCorrector(Integrator):
                 y = y + weight * each
             return y
         assert self.refiner is not None
+        told = self.told() if self.told is not None else []
         for k in range(place, len(grid) - 1):
             step = grid[k + 1] - grid[k]
-            first = velocity + self.refiner(y, velocity, self._times[k])
-            velocity = first + self.refiner(y + step * first, first, self._times[k + 1])
+            first = refined(self.refiner, y, velocity, self._times[k], told)
+            ahead = y + step * first
+            velocity = refined(self.refiner, ahead, first, self._times[k + 1], told)
             y = y + step / 2 * (first + velocity)
         return y

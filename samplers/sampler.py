@@ -22,6 +22,7 @@ from .integrator import Integrator
 from .level_fit import LevelRecording
 from .levels import FLOOR
 from .pseudo_corrector import PseudoCorrector
+from .refiner import Conditions
 from .restart import Restart
 from .stork import STORK
 from .unipc import UniPC
@@ -124,6 +125,12 @@ class Sampler(Method):
             moved = functools.partial(_moved, other, provider)
             site.patches.set(site.pipe, "scheduler", other)
             site.patches.method(other, "set_timesteps", moved, f"levels of {self.grid}", True)
+        now = site.pipe.scheduler
+        if isinstance(now, PseudoCorrector):
+            if now is not own and isinstance(own, PseudoCorrector):
+                now.refiner = own.refiner
+            if now.config.refiner_steps:
+                Conditions(site).install(now)
 
     def _grid(self) -> dict[str, Any]:
         return {"grid": self.grid, "sway": self.sway, "levels": list(self.levels) or None}

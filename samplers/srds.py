@@ -23,10 +23,10 @@ class SRDS(Method):
     T steps are cut into sqrt(T) blocks. A coarse run takes a block a step; then the fine steps of
     all blocks run side by side, and the coarse run is repeated with what they were off by added. A
     block is exact after as many rounds as its number. Does more work than the plain sampler, in
-    fewer evaluations one after another: for devices, or batch room, to spare. For flow Euler and
-    DDIM. A round that would need more evaluations in a row than there are steps is not begun, and
-    then a warning says that the tolerance was not reached; 16 steps have room for one round, 36 for
-    three. All samples of a batch go on together: samples share their decisions.
+    fewer evaluations one after another: for batch room to spare. For flow Euler and DDIM, without
+    noise of their own. A round that would need more evaluations in a row than there are steps is
+    not begun, and then a warning says that the tolerance was not reached; 16 steps have room for
+    one round, 36 for three. All samples of a batch go on together: samples share their decisions.
 
     Attributes:
         tolerance: root mean square by which the result may still move in the last round.
@@ -45,6 +45,10 @@ class SRDS(Method):
             tolerance=(self.tolerance >= 0, "0 or more"),
             blocks=(self.blocks == 0 or self.blocks >= 2, "0, or 2 or more"),
         )
+
+    def claimed(self) -> tuple[str, ...]:
+        """Also what goes by the pipeline's step, where many levels are evaluated in one."""
+        return self.claims, "guidance", "sparse attention"
 
     def supports(self, family: Family) -> bool:
         return True

@@ -1,39 +1,107 @@
 """The samplers' benchmark: one grid for all, honest counts of evaluations, tables from cells."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from rich.console import Console
 
+from accel.samplers import SOLVERS, SRDS, ParaDiGMS
 from benchmarks.cells import Cells
-from benchmarks.samplers import FLOW, SCALES, fitted, gaussian, noise, sampled
+from benchmarks.gaussian import (
+    FLOW,
+    SCALES,
+    errors_of,
+    fitted,
+    noise,
+    off,
+    picked,
+    sampled,
+    side_by_side,
+)
 from benchmarks.samplers_report import best, errors, write
-from benchmarks.solvers import solvers
+from benchmarks.solvers import DOUBLED, OURS, solvers
 
-SD = DDIMScheduler(beta_schedule="scaled_linear", prediction_type="v_prediction")
+SD = DDIMScheduler(beta_schedule="scaled_linear", prediction_type="v_prediction", clip_sample=False)
 
 
 @pytest.mark.parametrize("config", [FLOW.config, SD.config], ids=["flow", "variance preserving"])
 def test_all_solvers_run_on_the_same_levels(config):
-    levels = None
-    for solver in solvers():
+    levels, seen = None, set()
+    for solver in solvers(config is FLOW.config):
+        seen.add(solver.name)
         scheduler = solver.make(config, {"grid": "sway"})
         scheduler.set_timesteps(6)
+        if solver.own or solver.name == "Restart":  # their own levels, and those in between
+            continue
         found = list(dict.fromkeys(round(float(s), 4) for s in scheduler.sigmas[:-1]))
         levels = levels or found
         assert found == pytest.approx(levels, abs=1e-3), solver.name
+    assert {kind for kind, _ in OURS.values()} == set(SOLVERS)
+    assert {"DPM++ 2S", "LMS", "DDIM", "PNDM", "KDPM2"} & seen == (
+        {"DPM++ 2S"} if config is FLOW.config else {"DPM++ 2S", "LMS", "DDIM", "PNDM", "KDPM2"}
+    )
 
 
 def test_evaluations_are_counted():
-    for solver in solvers():
-        for evaluations in (7, 8):
-            steps = solver.steps(evaluations)
-            if steps is None:
-                assert solver.name == "Heun" and evaluations == 8
-                continue
-            scheduler = solver.make(FLOW.config, {"grid": "model"})
-            scheduler.set_timesteps(steps)
-            assert len(scheduler.timesteps) == evaluations, solver.name
+    for flow, config in ((True, FLOW.config), (False, SD.config)):
+        for solver in solvers(flow):
+            for evaluations in (8, 9):
+                steps = solver.steps(evaluations)
+                if steps is None:
+                    assert solver.name in DOUBLED and evaluations == 8
+                    continue
+                scheduler = solver.make(config, {"grid": "model"})
+                scheduler.set_timesteps(steps)
+                assert len(scheduler.timesteps) == evaluations, solver.name
+
+
+def test_every_solver_for_a_model_that_preserves_variance_takes_a_run():
+    """To the end, on the levels it was given: twice the steps come nearer to the data."""
+    scales = torch.logspace(-1, 0.5, 8).double()
+    begun = torch.randn(16, 8, generator=torch.Generator().manual_seed(0)).double()
+    for solver in solvers(False):
+        errors = []
+        for evaluations in (15, 41):
+            scheduler = solver.make(SD.config, {"grid": "model"})
+            scheduler.set_timesteps(solver.steps(evaluations))
+            x = begun * scheduler.init_noise_sigma
+            for t in scheduler.timesteps:
+                inner = scheduler.scale_model_input(x, t)
+                abar = np.interp(float(t), range(1000), SD.alphas_cumprod.double().numpy())
+                signal, level = abar**0.5, (1 - abar) ** 0.5
+                by = signal * level * (1 - scales**2) / (signal**2 * scales**2 + level**2)
+                x = scheduler.step(by * inner, t, x, return_dict=False)[0]
+            errors.append(float((x - begun * scales).norm() / (begun * scales).norm()))
+        if not solver.random:
+            assert errors[1] < min(errors[0], 0.2), (solver.name, errors)
+
+
+def test_of_random_samplers_the_spread_is_judged():
+    """By the answer to each noise; of one that draws none it is what the plain error is."""
+    rows = {s.name: s for s in solvers()}
+    found = {}
+    for name in ("ERSDE 3", "Restart", "DPM++ 2M SDE"):
+        few, many = (off(rows[name], n, {"grid": "uniform"}, noise(0)) for n in (14, 120))
+        assert many < 0.1 and many < few
+        found[name] = few
+    x = torch.ones(1, len(SCALES)).double()
+    plain = off(rows["DPMSolver 2M"], 20, {"grid": "uniform"}, x)
+    unmoved = dataclasses.replace(rows["DPMSolver 2M"], name="ERSDE 3")
+    assert off(unmoved, 20, {"grid": "uniform"}, x) == pytest.approx(plain, rel=1e-3)
+
+
+def test_each_solver_may_pick_a_grid_and_steps_lie_side_by_side():
+    (solver,) = [s for s in solvers() if s.name == "UniPC 2 (diffusers)"]
+    on = picked(solver, 5)
+    others = [off(solver, 5, {"grid": g}, noise(0)) for g in ("model", "uniform")]
+    assert off(solver, 5, on, noise(0)) < min(others)
+    exact = side_by_side(ParaDiGMS(8, 0.0), 16)
+    assert exact["error"] == pytest.approx(exact["error_plain"], rel=1e-3)
+    near = side_by_side(SRDS(0.5), 16)
+    assert near["rounds"] < 16 < near["evaluations"] and near["away"] < 0.2
 
 
 def test_many_steps_of_flow_euler_come_near_the_exact_solution():
@@ -50,7 +118,7 @@ def test_fitted_levels_and_tables(tmp_path):
     for solver in rows.values():
         for grid in ("uniform", "fitted"):
             cells.run(
-                lambda s=solver, g=grid: gaussian(s, g, levels),
+                lambda s=solver, g=grid: errors_of(s, g, levels),
                 part="errors",
                 data="gaussian",
                 by=solver.by,

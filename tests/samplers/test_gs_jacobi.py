@@ -37,6 +37,14 @@ def test_the_flow_has_learned_and_is_a_flow():
     assert z.std() == pytest.approx(1.0, abs=0.3)
 
 
+@pytest.mark.parametrize("how", [SEQUENTIAL, Inversion(chunks=2, tolerance=0.0, clamp=None)])
+def test_forward_of_the_inverse_is_the_noise(how):
+    model, z = flow(), noise()
+    x, _ = sample(model, z, [how] * 4)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x)[0], z, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("chunks", [1, 3, 4, 16])
 def test_as_many_iterations_as_positions_are_exact(chunks):
     """A chunk of n positions needs n; with as many chunks as positions it is sequential."""

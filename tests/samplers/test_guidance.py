@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from diffusers import DDIMScheduler
 from accel import Plan, calibrate
 from accel.caching import FasterCache, TaylorSeer
 from accel.noise import is_flow, noise_levels
+from accel.registry import find_method, methods
 from accel.samplers import AdaptiveGuidance, GuidedSteps, HeldGuidance, IntervalGuidance
 from accel.samplers.guidance_adaptive import cosines
 from accel.samplers.guidance_steps import step_lengths
@@ -217,3 +220,23 @@ def test_uncalibrated_and_wrong_settings_are_refused():
     with pytest.raises(ValueError, match="were not guided; set guidance_scale"):
         options = {"guidance_scale": 1.0, "progress": False, **TINY["wan"].call}
         calibrate(make("wan"), PAIR[:1], GuidedSteps(), steps=2, **options)
+
+
+def test_the_table_of_conflicts_says_what_is_refused():
+    """docs/guidance.md against what every method claims."""
+    text = (Path(__file__).parents[2] / "docs" / "guidance.md").read_text()
+    written = {}
+    for line in text.split("| decides alone about | methods |")[1].split("\n\n")[0].splitlines():
+        if "`" in line:
+            about, listed = line.strip("| ").split(" | ")
+            written[about] = sorted(name.strip("`") for name in listed.split(", "))
+    claimed = {}
+    for name, kind in methods().items():
+        for about in kind().claimed() or ("nothing",):
+            claimed.setdefault(about, []).append(name)
+    assert written == {about: sorted(names) for about, names in claimed.items()}
+    for about, names in written.items():
+        for first, second in itertools.combinations(names, 2):
+            if about != "nothing":
+                with pytest.raises(ValueError, match="cannot be combined"):
+                    Plan((find_method(first)(), find_method(second)()))

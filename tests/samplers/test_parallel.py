@@ -5,8 +5,19 @@ import itertools
 import pytest
 import torch
 
-from accel.samplers import SRDS, ParaDiGMS, Sampler
+from accel import Plan
+from accel.caching import FasterCache, TaylorSeer
+from accel.samplers import (
+    SRDS,
+    AdaptiveGuidance,
+    GuidedSteps,
+    HeldGuidance,
+    IntervalGuidance,
+    ParaDiGMS,
+    Sampler,
+)
 from accel.samplers.levels import Level
+from accel.sparse_attn import SparseAttention
 from tests.probes import footprint
 from tests.samplers.gaussian import SCALES, predict, start
 from tests.tiny_pipelines import SCHEDULERS, call, make
@@ -169,6 +180,46 @@ def test_solvers_with_a_history_are_refused():
         call(pipe, "wan"), call(make("wan", "flow_euler"), "wan"), rtol=2e-3, atol=2e-3
     )
     assert "flow_unipc" in SCHEDULERS and len(SCALES) == 32
+    pipe = make("wan")
+    with pytest.raises(ValueError, match="Restart has one, or clips, or goes back"):
+        pipe.enable_acceleration(Sampler("Restart", {"order": 1}), ParaDiGMS(3, 0.0))
     for wrong in (lambda: ParaDiGMS(0), lambda: ParaDiGMS(tolerance=-1.0), lambda: SRDS(blocks=1)):
         with pytest.raises(ValueError, match="must be"):
             wrong()
+
+
+@pytest.mark.parametrize("method", [ParaDiGMS(window=4), SRDS(1e3)])
+def test_steps_that_draw_noise_are_refused(method):
+    """Left alone, eta and stochastic_sampling would change nothing, and nobody would be told."""
+    pipe = make("sd", "ddim")
+    random = call(pipe, "sd", steps=4, eta=1.0)
+    assert not torch.allclose(random, call(pipe, "sd", steps=4), atol=1e-2)
+    pipe.enable_acceleration(method)
+    with pytest.raises(ValueError, match=r"eta=1.0 draws new noise at each; call the pipeline"):
+        call(pipe, "sd", steps=4, eta=1.0)
+    assert call(pipe, "sd", steps=4, eta=0.0).isfinite().all()
+    pipe = make("wan", "flow_euler")
+    pipe.scheduler.register_to_config(stochastic_sampling=True)
+    with pytest.raises(ValueError, match="set stochastic_sampling=False"):
+        pipe.enable_acceleration(method)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        HeldGuidance(),
+        IntervalGuidance(),
+        AdaptiveGuidance(),
+        GuidedSteps((0,), 5),
+        FasterCache(),
+        TaylorSeer(),
+        SparseAttention(),
+    ],
+    ids=lambda m: type(m).__name__,
+)
+def test_methods_that_go_by_the_pipelines_step_are_refused(other):
+    """Several levels lie in one step of the pipeline, so that what is decided for it fits none."""
+    for method in (ParaDiGMS(), SRDS()):
+        for pair in ((method, other), (other, method)):
+            with pytest.raises(ValueError, match="cannot be combined: both are"):
+                Plan(pair)

@@ -148,34 +148,104 @@ def test_starts_that_cannot_be_are_refused():
     assert torch.equal(call(pipe, "wan", latents=latents), plain)
 
 
+def frame(latents, number):
+    """One latent frame of (B, C, F, H, W), or of tokens (B, F S, C) of three frames."""
+    if latents.ndim == 5:
+        return latents[:, :, number]
+    return latents.unflatten(1, (3, -1))[:, number]
+
+
 @pytest.mark.parametrize("name", ["wan", "ltx"])
 def test_given_frames_stay_and_the_others_see_them(name):
     pipe, latents = make(name, "flow_euler"), latents_of(name)
     plain = call(pipe, name, latents=latents)
     before = footprint(pipe)
-    pipe.enable_acceleration(FrameLevels((0, -1)))
+    pipe.enable_acceleration(FrameLevels((0,)))
     found = call(pipe, name, latents=latents)
     assert torch.equal(call(pipe, name, latents=latents), found)
-    if name == "wan":
-        assert torch.equal(found[:, :, 0], latents[:, :, 0])
-        assert torch.equal(found[:, :, -1], latents[:, :, -1])
+    assert torch.equal(frame(found, 0), frame(latents, 0))
+    assert not torch.allclose(frame(found, 1), frame(latents, 1), atol=1e-2)
     changed = latents.clone()
-    changed[:, :, 0] += 1  # of packed latents every token is changed in its first channel
-    assert not torch.allclose(call(pipe, name, latents=changed), found, atol=1e-3)
+    frame(changed, 0).add_(1)
+    again = call(pipe, name, latents=changed)
+    assert not torch.allclose(frame(again, 1), frame(found, 1), atol=1e-3)
+    pipe.enable_acceleration(FrameLevels((0, -1)))
+    found = call(pipe, name, latents=latents)
+    assert torch.equal(frame(found, -1), frame(latents, -1))
+    assert torch.equal(found, latents) == (name == "wan")  # of two frames
     pipe.disable_acceleration()
     assert footprint(pipe) == before and torch.equal(call(pipe, name, latents=latents), plain)
 
 
-def test_a_vector_of_equal_timesteps_is_the_scalar():
-    module = make("wan").transformer
-    latents, text = torch.randn(2, 4, 2, 8, 8), torch.randn(2, 16, module.config.text_dim)
-    timestep = torch.tensor([700.0, 300.0])
-    vector = per_token(timestep, [], 2, 16)
-    assert vector.shape == (2, 32) and torch.equal(vector[:, 5], timestep)
-    plain = module(latents, timestep, text).sample
-    torch.testing.assert_close(module(latents, vector, text).sample, plain, rtol=1e-4, atol=1e-5)
-    held = per_token(timestep, [0], 2, 16)
-    assert (held[:, :16] == 0).all() and torch.equal(held[:, 16:], vector[:, 16:])
+def test_a_video_goes_on_from_three_frames():
+    pipe = make("wan", "flow_euler")
+    latents = torch.randn(call(pipe, "wan", steps=1, num_frames=17).shape)
+    assert latents.shape[2] == 5
+    pipe.enable_acceleration(FrameLevels((0, 1, 2)))
+    found = call(pipe, "wan", latents=latents, num_frames=17)
+    assert torch.equal(found[:, :, :3], latents[:, :, :3])
+    assert not torch.allclose(found[:, :, 3:], latents[:, :, 3:], atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["wan", "ltx"])
+def test_a_vector_of_equal_timesteps_is_the_scalar(name):
+    pipe, latents = make(name, "flow_euler"), latents_of(name)
+    plain = call(pipe, name, latents=latents)
+    told = []
+    hook = pipe.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: told.append(kwargs["timestep"]), with_kwargs=True
+    )
+    pipe.enable_acceleration(FrameLevels(levels=(1.0,) * (2 if name == "wan" else 3)))
+    found = call(pipe, name, latents=latents)
+    hook.remove()
+    assert told[0].ndim == 2 and (told[0] == told[0][0, 0]).all()
+    torch.testing.assert_close(found, plain, rtol=1e-3, atol=1e-3)
+    vector = per_token(torch.tensor([700.0, 300.0]), [0.0, 1.0], 16)
+    assert vector.shape == (2, 32) and (vector[:, :16] == 0).all()
+    assert torch.equal(vector[:, 16], torch.tensor([700.0, 300.0]))
+
+
+@pytest.mark.parametrize("name", ["wan", "ltx"])
+def test_a_frame_at_half_the_level_is_told_half_and_moves_half(name):
+    pipe, latents = make(name, "flow_euler"), latents_of(name)
+    told, steps = [], []
+    hook = pipe.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: told.append(kwargs["timestep"]), with_kwargs=True
+    )
+    shares = (0.5, 1.0) if name == "wan" else (0.5, 1.0, 0.25)
+    pipe.enable_acceleration(FrameLevels(levels=shares))
+
+    def note(go, output, t, sample, **rest):
+        result = go(output, t, sample, **rest)
+        steps.append((output, sample, result[0], pipe.scheduler.step_index))
+        return result
+
+    pipe.acceleration._site.clock.step_handlers.append(note)
+    call(pipe, name, latents=latents)
+    hook.remove()
+    each = told[0][0].unflatten(0, (len(shares), -1))[:, 0]
+    torch.testing.assert_close(each, each[1] * torch.tensor(shares), rtol=1e-4, atol=1e-4)
+    sigmas = pipe.scheduler.sigmas
+    for output, sample, moved, after in steps:
+        width = sigmas[after] - sigmas[after - 1]
+        for number, share in enumerate(shares):
+            expected = frame(sample, number) + share * width * frame(output, number)
+            torch.testing.assert_close(frame(moved, number), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_shares_of_the_level_need_steps_in_proportion_to_it():
+    pipe, latents = make("wan", "flow_unipc"), latents_of("wan")
+    pipe.enable_acceleration(FrameLevels(levels=(0.5, 1.0)))
+    with pytest.raises(ValueError, match="those of UniPCMultistepScheduler are not"):
+        call(pipe, "wan", latents=latents)
+    pipe.enable_acceleration(Sampler(), FrameLevels(levels=(0.5, 1.0)))
+    assert call(pipe, "wan", latents=latents).isfinite().all()
+    pipe.enable_acceleration(FrameLevels(levels=(0.5, 1.0, 1.0)))
+    with pytest.raises(ValueError, match="has 3 entries, but this video has 2 latent frames"):
+        call(pipe, "wan", latents=latents)
+    for wrong in (lambda: FrameLevels(levels=(1.5,)), lambda: FrameLevels((1,), levels=(1.0,))):
+        with pytest.raises(ValueError, match=r"FrameLevels\.levels must be 0 to 1, and without"):
+            wrong()
 
 
 def test_per_token_timesteps_of_flow_euler_turn_the_sign():

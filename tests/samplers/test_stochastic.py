@@ -32,6 +32,20 @@ def test_samples_have_the_spread_of_the_data(make_it):
     assert spread(found) < 0.08  # of 4096 samples about 0.04 by chance
 
 
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("random", [ERSDE, Restart])
+def test_random_samplers_of_models_that_preserve_variance(random, kind):
+    """More steps come nearer to the data's distribution, whatever the model predicts; of data wider
+    than the lowest level of these models."""
+    found, wide = [], SCALES > 0.2
+    for steps in (8, 50):
+        scheduler = random.from_config(SD.config, prediction_type=kind, timestep_spacing="linspace")
+        scheduler.set_timesteps(steps)
+        ran = run(scheduler, many(2048), kind, generator=torch.Generator().manual_seed(3))
+        found.append(float((ran.std(0) / SCALES)[wide].log().abs().max()))
+    assert found[1] < found[0] / 1.5 and found[1] < 0.15, found
+
+
 def test_noise_of_er_sde_matters():
     scheduler = ERSDE(grid="uniform", noise=0.0)
     scheduler.set_timesteps(150)
