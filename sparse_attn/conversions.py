@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .layout import BlockLayout
+from .layout import BlockLayout, per_layout
 
 
+@per_layout
 def to_flex(layout: BlockLayout) -> Any:
     """A FlexAttention `BlockMask`; its `mask_mod` says the same, since eager code reads that alone.
 
@@ -20,9 +21,10 @@ def to_flex(layout: BlockLayout) -> Any:
 
     lists = to_fa4(layout)
     mapped, keys = layout.dense(), layout.seq_k
+    block_q, block_k = layout.block_q, layout.block_k
 
     def attended(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
-        return mapped[b, h, q // layout.block_q, kv // layout.block_k] & (kv < keys)
+        return mapped[b, h, q // block_q, kv // block_k] & (kv < keys)
 
     return BlockMask.from_kv_blocks(
         lists["mask_block_cnt"],

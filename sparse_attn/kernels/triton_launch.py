@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..layout import BlockLayout
+from ..layout import BlockLayout, per_layout
 from .triton_targets import Tiles, compiled, descriptors, offered, padded, target_of
 
 LOG2E = math.log2(math.e)
@@ -153,6 +153,7 @@ def constants(q: Tensor, tiles: Tiles, tma: bool) -> dict[str, Any]:
     }
 
 
+@per_layout
 def longest_first(layout: BlockLayout) -> Tensor:
     """(B * H * nQ,) int32 rows: heads together, in each the rows of most blocks first."""
     counts = layout.row_ptr.diff().view(layout.batch * layout.heads, layout.blocks_q)
@@ -161,12 +162,12 @@ def longest_first(layout: BlockLayout) -> Tensor:
     return (within + head).flatten().to(torch.int32)
 
 
-def programs(device: torch.device, work: int, per_processor: int = 2) -> int:
-    """Size of a persistent grid."""
+def programs(device: torch.device, work: int, resident: int) -> int:
+    """Size of a persistent grid: as many as all processors hold at once, so that none waits."""
     if device.type != "cuda":
         return min(work, 5)
     count = torch.cuda.get_device_properties(device).multi_processor_count
-    return min(work, per_processor * count)
+    return min(work, resident * count)
 
 
 def forward(
@@ -182,7 +183,7 @@ def forward(
     tma = by_descriptors(q)
     split_q, split_k = split(layout.block_q, tiles.m), split(layout.block_k, tiles.n)
     work = batch * heads * layout.blocks_q << split_q
-    grid = programs(q.device, work) if tiles.persistent else work
+    grid = programs(q.device, work, tiles.resident) if tiles.persistent else work
     attention_forward[(grid,)](
         q,
         copied(k, tiles.n, tma),
@@ -211,6 +212,7 @@ def forward(
     return o, lse
 
 
+@per_layout
 def inverted(layout: BlockLayout) -> BlockLayout:
     """Query blocks of every key block: the layout of the transposed map."""
     return BlockLayout.from_map(

@@ -39,6 +39,7 @@ class Tiles:
         warps: warps of a program.
         stages: depth of software pipelining.
         persistent: whether programs of the forward pass take several items each.
+        resident: programs that a processor holds at once by its shared memory and registers.
     """
 
     m: int
@@ -46,23 +47,24 @@ class Tiles:
     warps: int
     stages: int
     persistent: bool = True
+    resident: int = 1
 
 
 Table = dict[str, dict[int, tuple[Tiles, ...]]]
 
 FORWARD: Table = {
     "sm_80": {
-        64: (Tiles(128, 64, 8, 3), Tiles(64, 64, 4, 3)),
-        128: (Tiles(128, 32, 8, 3), Tiles(64, 32, 4, 2)),
+        64: (Tiles(128, 64, 8, 3), Tiles(64, 64, 4, 3, resident=2)),
+        128: (Tiles(128, 32, 8, 3), Tiles(64, 32, 4, 2, resident=2)),
         256: (Tiles(64, 32, 8, 2),),
     },
     "sm_89": {
-        64: (Tiles(128, 64, 8, 3), Tiles(64, 64, 4, 3)),
-        128: (Tiles(128, 32, 8, 2, False), Tiles(64, 32, 4, 2)),
+        64: (Tiles(128, 64, 8, 3), Tiles(64, 64, 4, 3, resident=2)),
+        128: (Tiles(128, 32, 8, 2, False), Tiles(64, 32, 4, 2, resident=2)),
         256: (Tiles(64, 32, 8, 2),),
     },
     "sm_90": {
-        64: (Tiles(128, 128, 8, 3), Tiles(128, 64, 8, 3), Tiles(64, 64, 4, 3)),
+        64: (Tiles(128, 128, 8, 3), Tiles(128, 64, 8, 3), Tiles(64, 64, 4, 3, resident=3)),
         128: (Tiles(128, 128, 8, 2, False), Tiles(128, 64, 8, 3), Tiles(64, 64, 8, 3)),
         256: (Tiles(128, 32, 8, 2, False), Tiles(64, 32, 8, 2, False)),
     },
@@ -72,8 +74,8 @@ FORWARD: Table = {
         256: (Tiles(64, 64, 8, 2, False),),
     },
     "gfx942": {
-        64: (Tiles(128, 32, 4, 1), Tiles(64, 32, 4, 1)),
-        128: (Tiles(128, 32, 4, 1), Tiles(64, 32, 4, 1)),
+        64: (Tiles(128, 32, 4, 1, resident=3), Tiles(64, 32, 4, 1, resident=4)),
+        128: (Tiles(128, 32, 4, 1, resident=2), Tiles(64, 32, 4, 1, resident=2)),
         256: (Tiles(64, 32, 4, 1),),
     },
 }
@@ -181,7 +183,7 @@ INT8: Table = {
     "sm_100": {
         64: (Tiles(64, 64, 4, 2, False),),
         128: (Tiles(64, 64, 4, 2, False),),
-        256: (Tiles(64, 32, 8, 2, False),),
+        256: (Tiles(64, 64, 8, 2, False),),
     },
     "gfx942": {
         64: (Tiles(64, 32, 4, 1, False),),

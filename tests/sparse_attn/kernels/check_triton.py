@@ -363,5 +363,10 @@ def test_planted_reading_of_tokens_left_out_is_found(fault, tmp_path, monkeypatc
     module, name, old, new = READ_FAULTS[fault]
     faulty = planted(tmp_path, module, old, new)
     monkeypatch.setattr(module, name, getattr(faulty, name))
-    with pytest.raises(AssertionError):
-        test_tokens_left_out_are_never_read()
+    poisoned = amid_nan(problem(160, starts=SIZES, shared=2, dtype=FINEST))[1]
+    if module is triton_attention:
+        with pytest.raises(AssertionError):
+            assert_right(poisoned, KERNEL)
+    else:
+        found = gradients(poisoned, lambda a: a.by(KERNEL), unread=120)
+        assert any(x.isnan().any() for x in found)

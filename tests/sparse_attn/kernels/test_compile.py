@@ -56,6 +56,35 @@ def test_every_entry_on_offer_was_compiled_from_these_sources_and_fits():
         assert not faults, (offer, faults)
 
 
+SHARED_OF_PROCESSOR = {"sm_80": 167_936, "sm_89": 102_400, "sm_90": 233_472, "gfx942": 65_536}
+"""Bytes; a program takes 1,024 more than it asks for, except on AMD."""
+
+
+def test_persistent_grids_are_what_processors_hold():
+    """65,536 registers on NVIDIA; on AMD four units of 512 registers, a warp takes them of one."""
+    found = {}
+    for cell in json.loads(aot.RESULTS.read_text())["cells"].values():
+        fields, result = cell["fields"], cell["result"]
+        m, n, warps, stages, persistent = fields["tiles"]
+        if fields["kernel"] != "forward" or not persistent:
+            continue
+        target, registers = fields["target"], -(-result["registers"] // 8) * 8
+        if target == "gfx942":
+            held = 512 // registers * 4 // warps, SHARED_OF_PROCESSOR[target] // result["shared"]
+        else:
+            shared = SHARED_OF_PROCESSOR[target] // (result["shared"] + 1024)
+            held = 65_536 // (registers * 32 * warps), shared
+        key = target, padded(fields["head"]), m, n, warps, stages
+        found.setdefault(key, []).append(min(held))
+    for (target, dim, m, n, warps, stages), held in found.items():
+        (tiles,) = (
+            t
+            for t in TABLES["forward"][target][dim]
+            if (t.m, t.n, t.warps, t.stages) == (m, n, warps, stages)
+        )
+        assert tiles.resident == min(held), (target, dim, tiles, held)
+
+
 @pytest.mark.parametrize("block_q", [64, 128])
 @pytest.mark.parametrize("block_k", [64, 128])
 def test_every_layout_and_head_size_is_offered_tiles(block_q, block_k):

@@ -66,7 +66,7 @@ def test_a_random_map_is_masked_attention_as_near_as_its_type_allows(kernel, dty
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_several_heads_over_many_keys(kernel, dtype):
     """Long sums in few digits, of few queries: eager code of these types is slow on a CPU."""
-    asked = problem(130, heads=4, shared=2, batch=2, block=128, dtype=dtype, sequence_k=4097)
+    asked = problem(130, heads=2, shared=2, block=128, dtype=dtype, sequence_k=4097)
     assert_right(sparse(asked), kernel)
 
 
