@@ -195,7 +195,9 @@ INT8: Table = {
 FP8 = {target: INT8[target] for target in ("sm_89", "sm_90", "sm_100")}
 
 QUANTISE: Table = {
-    target: {dim: (Tiles(128, 0, 8, 1, False), Tiles(64, 0, 4, 1, False)) for dim in (64, 128, 256)}
+    target: {
+        dim: (Tiles(128, 0, 16, 1, False), Tiles(64, 0, 8, 1, False)) for dim in (64, 128, 256)
+    }
     for target in SHARED_BYTES
 }
 
