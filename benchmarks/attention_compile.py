@@ -21,10 +21,9 @@ from typing import Annotated, Any
 import typer
 
 from accel.sparse_attn.kernels.triton_targets import (
-    HEADS,
     SHARED_BYTES,
-    TABLES,
     Tiles,
+    builds,
     descriptors,
     padded,
 )
@@ -35,30 +34,31 @@ FUNCTIONS = {
     "forward": ("triton_attention", "attention_forward"),
     "queries": ("triton_backward", "gradient_queries"),
     "keys": ("triton_backward", "gradient_keys"),
+    "keys_fp32": ("triton_backward", "gradient_keys"),
     "sums": ("triton_attention", "block_sums"),
     "int8": ("triton_int8", "quantised_forward"),
+    "int8_fp8": ("triton_int8", "quantised_forward"),
+    "quantise": ("triton_int8", "quantise"),
+    "merge": ("triton_attention", "merge_outputs"),
 }
 DESCRIBED = {  # what a kernel reads through descriptors, and whose tile that is
     "forward": {"k": "n", "v": "n"},
     "queries": {"k": "n", "v": "n"},
     "keys": {"q": "m", "do": "m"},
+    "keys_fp32": {"q": "m", "do": "m"},
     "sums": {"k": "n"},
     "int8": {"k": "n", "v": "n"},
+    "int8_fp8": {"k": "n", "v": "n"},
 }
-WITHOUT_WGMMA = {("keys", 256)}
+WITHOUT_PRODUCTS = ("quantise", "merge")
+WITHOUT_WGMMA = {("keys", 256), ("keys_fp32", 256)}
 """Kernels and head sizes whose sums fill the registers at the 64 rows that wgmma needs."""
 PACKAGE = "accel.sparse_attn.kernels"
 
 
 def offers() -> list[dict[str, Any]]:
-    """Everything to compile: kernel, target, head size and tiles."""
-    return [
-        {"kernel": kernel, "target": target, "head": head, "tiles": list(vars(tiles).values())}
-        for kernel, table in TABLES.items()
-        for target in table
-        for head in (*HEADS, *((96,) if kernel == "forward" else ()))
-        for tiles in table[target][padded(head)]
-    ]
+    """Everything to compile: kernel, target, head size, tiles and type."""
+    return [{**vars(build), "tiles": list(vars(build.tiles).values())[:5]} for build in builds()]
 
 
 def fingerprint(kernel: str) -> str:
@@ -80,54 +80,67 @@ def prune(path: Path) -> None:
 
 
 def compile_one(
-    kernel: str, target: str, head: int, tiles: list[int], dtype: str = "bf16"
+    kernel: str, target: str, head: int, tiles: list[int], dtype: str
 ) -> dict[str, Any]:
     """Compile one kernel for one target, and read what it takes off the result.
 
     Returns:
-        shared: bytes of shared memory; spills: bytes of registers kept in memory; matrix: how many
-        instructions of the target's matrix unit; copies: of its tensor copy engine.
+        shared: bytes of shared memory; spills: bytes of registers kept in memory; registers: of a
+        thread; products: how many instructions of each of the target's matrix units; copies: of
+        its tensor copy engine.
     """
     import triton
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
-    module, name = FUNCTIONS[kernel]
-    function = getattr(importlib.import_module(f"{PACKAGE}.{module}"), name)
-    entry, tma = Tiles(*tiles), descriptors(target)
-    constants = constexprs(function.arg_names, target, head, entry)
-    signature, attributes = {}, {}
-    for at, argument in enumerate(function.arg_names):
-        kind = _kind(kernel, argument, dtype, constants)
-        if tma and argument in DESCRIBED[kernel]:
-            rows = getattr(entry, DESCRIBED[kernel][argument])
-            kind = f"tensordesc<{kind[1:]}[1,{rows},1,{padded(head)}]>"
-        signature[argument] = kind
-        if kind.startswith("*") or re.search("_stride_[bsh]$", argument):
-            attributes[(at,)] = [["tt.divisibility", 16]]
     gpu = (
         GPUTarget("hip", target, 64)
         if target.startswith("gfx")
         else GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
     )
-    source = ASTSource(function, signature, constants, attributes)
+    entry = Tiles(*tiles)
     options = {"num_warps": entry.warps, "num_stages": entry.stages}
-    found = triton.compile(source, target=gpu, options=options)
+    asked = source(kernel, target, head, entry, dtype)
+    found = triton.compile(asked, target=gpu, options=options)
     return {"shared": found.metadata.shared, **_resources(found, gpu.backend)}
 
 
-def constexprs(arguments: list[str], target: str, head: int, tiles: Tiles) -> dict[str, Any]:
+def source(kernel: str, target: str, head: int, tiles: Tiles, dtype: str) -> Any:
+    """What Triton is asked to compile: a function, types, constants and what is aligned."""
+    from triton.compiler import ASTSource
+
+    module, name = FUNCTIONS[kernel]
+    function = getattr(importlib.import_module(f"{PACKAGE}.{module}"), name)
+    constants = constexprs(kernel, function.arg_names, target, head, tiles)
+    signature, attributes = {}, {}
+    for at, parameter in enumerate(function.params):
+        argument = parameter.name
+        kind = _kind(kernel, argument, dtype, constants)
+        if descriptors(target) and argument in DESCRIBED.get(kernel, {}):
+            rows = getattr(tiles, DESCRIBED[kernel][argument])
+            kind = f"tensordesc<{kind[1:]}[1,{rows},1,{padded(head)}]>"
+        signature[argument] = kind
+        if not parameter.do_not_specialize and (kind.startswith("*") or "stride_" in argument):
+            attributes[(at,)] = [["tt.divisibility", 16]]
+            if kind.startswith("*") and target.startswith("gfx"):
+                attributes[(at,)] += [["tt.pointer_range", 32]]
+    return ASTSource(function, signature, constants, attributes)
+
+
+def constexprs(
+    kernel: str, arguments: list[str], target: str, head: int, tiles: Tiles
+) -> dict[str, Any]:
     """Compile-time arguments, as a launch would give them."""
     every = {
         "TILE_M": tiles.m,
         "TILE_N": tiles.n,
+        "ROWS": tiles.m,
         "DIM": padded(head),
         "HEAD": head,
         "TMA": descriptors(target),
         "PRECISION": "tf32",
         "STAGES": tiles.stages,
         "PERSISTENT": tiles.persistent,
-        "FP8": target in ("sm_89", "sm_90", "sm_100"),
+        "FP8": kernel == "int8_fp8",
     }
     return {name: value for name, value in every.items() if name in arguments}
 
@@ -135,17 +148,26 @@ def constexprs(arguments: list[str], target: str, head: int, tiles: Tiles) -> di
 def _kind(kernel: str, argument: str, dtype: str, constants: dict[str, Any]) -> str:
     if argument in constants:
         return "constexpr"
-    if kernel == "int8" and argument in ("q", "k"):
+    if kernel in ("int8", "int8_fp8") and argument in ("q", "k"):
         return "*i8"
-    if kernel == "int8" and argument == "v" and constants["FP8"]:
+    if kernel == "int8_fp8" and argument == "v":
         return "*fp8e4nv"
-    if argument in ("q", "k", "v", "o", "do", "dq", "dk", "dv"):
+    if kernel == "quantise" and argument == "out":
+        return "*i8"
+    if kernel == "keys_fp32" and argument in ("dk", "dv"):
+        return "*fp32"
+    if argument in ("q", "k", "v", "o", "do", "dq", "dk", "dv", "x", "o1", "o2"):
         return f"*{dtype}"
-    if argument in ("row_ptr", "col", "partial", "order", "q_start", "k_start"):
+    if argument in ("row_ptr", "col", "partial", "order", "q_start", "k_start", "starts"):
         return "*i32"
-    if argument in ("lse", "delta", "sums", "q_scale", "k_scale", "v_scale"):
+    if argument in ("lse", "lse1", "lse2", "delta", "sums", "mean", "scales"):
+        return "*fp32"
+    if argument in ("q_scale", "k_scale", "v_scale"):
         return "*fp32"
     return "fp32" if argument in ("scale", "scale_log2") else "i32"
+
+
+UNITS = {"wgmma": "wgmma.mma_async", "tcgen05": "tcgen05.mma", "mma.sync": "mma.sync"}
 
 
 def _resources(found: Any, backend: str) -> dict[str, Any]:
@@ -157,7 +179,9 @@ def _resources(found: Any, backend: str) -> dict[str, Any]:
             for name, size in bytes_each.items()
             for count in re.findall(rf"\.{name}: *(\d+)", text)
         )
-        return {"spills": spills, "matrix": text.count("v_mfma"), "copies": 0}
+        registers = max(int(count) for count in re.findall(r"\.vgpr_count: *(\d+)", text))
+        products = {"mfma": text.count("v_mfma")}
+        return {"spills": spills, "registers": registers, "products": products, "copies": 0}
     import triton
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -165,14 +189,20 @@ def _resources(found: Any, backend: str) -> dict[str, Any]:
         file.flush()
         command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    spills = sum(int(size) for size in re.findall(r"(?:STACK|LOCAL):(\d+)", text))
     ptx = found.asm["ptx"]
     return {
-        "spills": spills,
-        "matrix": len(re.findall(r"(?:wgmma\.mma_async|tcgen05\.mma|mma\.sync)", ptx)),
-        "wgmma": ptx.count("wgmma.mma_async"),
+        "spills": sum(int(size) for size in re.findall(r"(?:STACK|LOCAL):(\d+)", text)),
+        "registers": max(int(count) for count in re.findall(r"REG:(\d+)", text)),
+        "products": {unit: n for unit, name in UNITS.items() if (n := ptx.count(name))},
         "copies": ptx.count("cp.async.bulk.tensor"),
     }
+
+
+def exemption(kernel: str, target: str, head: int) -> str:
+    """Why a kernel need not use the newest matrix unit of its target; empty if it must."""
+    if target == "sm_90" and (kernel, head) in WITHOUT_WGMMA:
+        return "32 rows a tile, wgmma needs 64: more would spill"
+    return ""
 
 
 def faults(kernel: str, target: str, head: int, result: dict[str, Any]) -> list[str]:
@@ -182,10 +212,14 @@ def faults(kernel: str, target: str, head: int, result: dict[str, Any]) -> list[
         found.append(f"spills {result['spills']} bytes")
     if result["shared"] > SHARED_BYTES[target]:
         found.append(f"takes {result['shared']} bytes of {SHARED_BYTES[target]}")
-    if not result["matrix"]:
+    if kernel in WITHOUT_PRODUCTS:
+        return found
+    units = {unit for unit, count in result["products"].items() if count}
+    if not units:
         found.append("does not use the matrix unit")
-    if target == "sm_90" and not result["wgmma"] and (kernel, head) not in WITHOUT_WGMMA:
-        found.append("does not use wgmma")
+    newest = {"sm_90": "wgmma", "sm_100": "tcgen05"}.get(target)
+    if newest and newest not in units and not exemption(kernel, target, head):
+        found.append(f"does not use {newest}")
     if descriptors(target) and not result["copies"]:
         found.append("does not use the tensor copy engine")
     return found
@@ -198,22 +232,37 @@ def write(cells: Cells) -> None:
     lines = [
         "# Attention kernels compiled ahead of time",
         "",
-        f"Triton {triton.__version__}, bfloat16, no GPU: nothing here has been launched. Tiles are",
-        "queries x keys, warps, stages. Spills are bytes of registers kept in memory.",
+        f"Triton {triton.__version__}, no GPU: nothing here has been launched. Everything that a",
+        "launch may ask for is here, and nothing else is launched. Tiles are queries x keys (rows",
+        "where a kernel has only these), warps, stages. Spills are bytes of registers kept in",
+        "memory. Products are instructions of the matrix units. Fits: no spills, shared memory",
+        "within the target's, wgmma on sm_90 and tcgen05 on sm_100; exemptions are named.",
         "",
-        "| kernel | target | head | tiles | shared bytes | of | spills | fits |",
-        "|---|---|---|---|---|---|---|---|",
+        "| kernel | target | type | head | tiles | shared | of | registers | spills | products | "
+        "fits |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for cell in cells.cells.values():
+    order = {str(offer): at for at, offer in enumerate(offers())}
+    for cell in sorted(cells.cells.values(), key=lambda c: order[str(_offer(c["fields"]))]):
         f, r = cell["fields"], cell["result"]
         m, n, warps, stages, persistent = f["tiles"]
-        grid = ", persistent" if persistent and f["kernel"] in ("forward", "int8") else ""
-        verdict = "; ".join(faults(f["kernel"], f["target"], f["head"], r)) or "yes"
+        tiles = f"{m} x {n}" if n else f"{m}"
+        grid = ", persistent" if persistent and f["kernel"] == "forward" else ""
+        products = ", ".join(f"{count} {unit}" for unit, count in r["products"].items()) or "none"
+        where = f["kernel"], f["target"], f["head"]
+        verdict = "; ".join(faults(*where, r)) or "yes"
+        if verdict == "yes" and (reason := exemption(*where)):
+            verdict = f"yes, but {reason}"
         lines.append(
-            f"| {f['kernel']} | {f['target']} | {f['head']} | {m} x {n}, {warps}, {stages}{grid} | "
-            f"{r['shared']} | {SHARED_BYTES[f['target']]} | {r['spills']} | {verdict} |"
+            f"| {f['kernel']} | {f['target']} | {f['dtype']} | {f['head']} | "
+            f"{tiles}, {warps}, {stages}{grid} | {r['shared']} | {SHARED_BYTES[f['target']]} | "
+            f"{r['registers']} | {r['spills']} | {products} | {verdict} |"
         )
     cells.path.with_suffix(".md").write_text("\n".join(lines) + "\n")
+
+
+def _offer(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name != "source"}
 
 
 def main(

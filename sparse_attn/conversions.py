@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from .layout import BlockLayout, uniform
-
-_regular: WeakKeyDictionary[BlockLayout, bool] = WeakKeyDictionary()
+from .layout import BlockLayout, per_layout, uniform
 
 
+@per_layout
 def to_flex(layout: BlockLayout) -> Any:
     """A FlexAttention `BlockMask`; its `mask_mod` says the same, since eager code reads that alone.
 
@@ -23,9 +21,10 @@ def to_flex(layout: BlockLayout) -> Any:
 
     lists = to_fa4(layout)
     mapped, keys = layout.dense(), layout.seq_k
+    block_q, block_k = layout.block_q, layout.block_k
 
     def attended(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
-        return mapped[b, h, q // layout.block_q, kv // layout.block_k] & (kv < keys)
+        return mapped[b, h, q // block_q, kv // block_k] & (kv < keys)
 
     return BlockMask.from_kv_blocks(
         lists["mask_block_cnt"],
@@ -105,15 +104,7 @@ def check_uniform(layout: BlockLayout) -> None:
 
     Starts are read on the host only of a layout whose builder did not say (`regular`), and once.
     """
-    if layout.regular is None and layout not in _regular:
-        _regular[layout] = all(
-            torch.equal(start, uniform(tokens, block, start.device))
-            for start, tokens, block in (
-                (layout.q_start, layout.seq_q, layout.block_q),
-                (layout.k_start, layout.seq_k, layout.block_k),
-            )
-        )
-    regular = _regular[layout] if layout.regular is None else layout.regular
+    regular = _regular(layout) if layout.regular is None else layout.regular
     for name, start, tokens, block in (
         ("query", layout.q_start, layout.seq_q, layout.block_q),
         ("key", layout.k_start, layout.seq_k, layout.block_k),
@@ -124,3 +115,14 @@ def check_uniform(layout: BlockLayout) -> None:
                 f"{name} blocks vary in size ({start.shape[-1] - 1} for {tokens} tokens, largest "
                 f"{block}), which this form cannot say; use a kernel that reads the layout itself"
             )
+
+
+@per_layout
+def _regular(layout: BlockLayout) -> bool:
+    return all(
+        torch.equal(start, uniform(tokens, block, start.device))
+        for start, tokens, block in (
+            (layout.q_start, layout.seq_q, layout.block_q),
+            (layout.k_start, layout.seq_k, layout.block_k),
+        )
+    )

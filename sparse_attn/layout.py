@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 BLOCKS = (64, 128)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,6 +235,19 @@ class BlockLayout:
         from .conversions import to_bsr
 
         return to_bsr(self)
+
+
+def per_layout(build: Callable[[BlockLayout], T]) -> Callable[[BlockLayout], T]:
+    """Keeps what is built from a layout as long as the layout; it must not hold the layout."""
+    known: WeakKeyDictionary[BlockLayout, T] = WeakKeyDictionary()
+
+    @functools.wraps(build)
+    def kept(layout: BlockLayout) -> T:
+        if layout not in known:
+            known[layout] = build(layout)
+        return known[layout]
+
+    return kept
 
 
 def uniform(tokens: int, block: int, device: torch.device | str | None = None) -> Tensor:

@@ -26,7 +26,14 @@ class Reference:
         group = q.shape[2] // k.shape[2]
         query, key, value = (t.transpose(1, 2).to(dtype) for t in (q, k, v))
         key, value = (t.repeat_interleave(group, 1) for t in (key, value))
-        scores = (query @ key.mT * scale).masked_fill_(~layout.mask(), -torch.inf)
+        mask = layout.mask()
+        read = mask.any(2)[..., None]
+        key, value = (torch.where(read, t, 0) for t in (key, value))
+        scores = (query @ key.mT * scale).masked_fill_(~mask, -torch.inf)
         lse = scores.logsumexp(-1)
         weights = (scores - lse.masked_fill(lse == -torch.inf, 0)[..., None]).exp()
-        return (weights @ value).transpose(1, 2).to(q.dtype), lse
+        # 0 times a NaN would be NaN: such values reach the queries that attend to them, no others
+        broken = ~value.isfinite()
+        out = weights @ value.masked_fill(broken, 0)
+        out = out.masked_fill(mask.to(dtype) @ broken.to(dtype) > 0, torch.nan)
+        return out.transpose(1, 2).to(q.dtype), lse

@@ -10,6 +10,11 @@ import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+STARTS = ["q_start", "k_start", "q_start_b", "q_start_h", "k_start_b", "k_start_h"]
+COUNTS = ["heads", "group", "blocks_q", "blocks_k", "seq_q", "seq_k", "work"]
+LISTS = ["row_ptr", "col", "partial", "order", "lse", "sums"]
+RUNTIME = [*STARTS, *COUNTS, *LISTS, "split_q", "split_k"]
+"""Arguments by whose values and alignment nothing is compiled anew: one build serves all calls."""
 
 
 @triton.jit
@@ -30,8 +35,8 @@ def tile(
 ):
     """(ROWS, DIM) of batch entry b and head h of x, (B, S, H, HEAD), from token `start`.
 
-    Masked rows from `limit` on are 0 through pointers; through descriptors they are what follows
-    in the tensor, and 0 past its end. Columns from HEAD on are 0.
+    Masked rows from `limit` on are 0 and not read through pointers. Descriptors mask nothing: past
+    `limit` they return what follows in the tensor, which may be NaN. Columns from HEAD on are 0.
     """
     if TMA:
         found = x.load([b, start, h, 0]).reshape(ROWS, DIM)
@@ -47,6 +52,17 @@ def tile(
         else:
             found = tl.load(pointers)
     return found
+
+
+@triton.jit
+def ended(x, limit, ROWS: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr):
+    """A tile as a factor of a product: rows from `limit` on are 0, whatever a copy found there.
+
+    Their weights are 0, but 0 times a NaN of the tokens that follow would be NaN.
+    """
+    if TMA and MASKED:
+        x = tl.where((tl.arange(0, ROWS) < limit)[:, None], x, tl.zeros_like(x))
+    return x
 
 
 @triton.jit
@@ -108,6 +124,7 @@ def _attend_span(
             v, b, h, start, limit, v_stride_b, v_stride_s, v_stride_h,
             TILE_N, DIM, HEAD, TMA, MASKED,
         )  # fmt: skip
+        value = ended(value, limit, TILE_N, TMA, MASKED)
         acc = acc * fade[:, None]
         acc = tl.dot(weights.to(value.dtype), value, acc, input_precision=PRECISION)
         top = new_top
@@ -222,7 +239,7 @@ def _attend_item(
     tl.store(base + at * o_stride_s, out.to(o.dtype.element_ty), mask=kept)
 
 
-@triton.jit(do_not_specialize=["blocks_q", "seq_q", "work", "group", "split_q", "split_k"])
+@triton.jit(do_not_specialize=RUNTIME)
 def attention_forward(
     q,
     k,
@@ -270,6 +287,7 @@ def attention_forward(
 ):
     """o (B, S_q, H, HEAD) and lse (B, H, S_q) of the rows in `order`, a tile of queries at a time.
 
+
     A query block is 2 ** split_q tiles; all tiles of all rows are `work` items. Either each has a
     program, or program p of a persistent grid takes items p, p + programs, ...
     """
@@ -296,7 +314,7 @@ def attention_forward(
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["blocks_q", "blocks_k", "seq_q", "group", "split_q", "split_k"])
+@triton.jit(do_not_specialize=RUNTIME)
 def block_sums(
     q,
     k,
@@ -369,7 +387,7 @@ def block_sums(
         tl.store(out + turn, tl.sum(tl.sum(weights, 1), 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["lse1", "lse2", "lse", "rows", "seq", "heads"])
 def merge_outputs(
     o1,
     lse1,

@@ -9,13 +9,17 @@ digits. Queries are not smoothed; there is no gradient.
 import triton
 import triton.language as tl
 
-from .triton_attention import LN2, LOG2E, _place, tile
+from .triton_attention import LN2, LOG2E, RUNTIME, _place, ended, tile
 
 LARGEST = tl.constexpr(127.0)
 FP8_LARGEST = tl.constexpr(448.0)
 
 
-@triton.jit(do_not_specialize=["blocks", "seq"])
+# `out` too, though it is aligned: wider stores go through memory on Hopper and later
+UNALIGNED = ["mean", "out", "starts", "start_b", "start_h", "heads", "blocks", "seq"]
+
+
+@triton.jit(do_not_specialize=UNALIGNED)
 def quantise(
     x,
     mean,
@@ -33,11 +37,10 @@ def quantise(
     ROWS: tl.constexpr,
     DIM: tl.constexpr,
     HEAD: tl.constexpr,
-    SMOOTH: tl.constexpr,
 ):
     """out int8 (B, S, H, HEAD) and scales float32 (B, H, blocks): x - mean, a scale per block.
 
-    `mean` is float32 (B, H, HEAD), read if SMOOTH. Rounds halves away from zero.
+    `mean` is float32 (B, H, HEAD). Rounds halves away from zero. A NaN makes the scale NaN.
     """
     item = tl.program_id(0)
     b = item // (heads * blocks)
@@ -51,10 +54,11 @@ def quantise(
     at = (start + rows)[:, None].to(tl.int64)
     base = x + b.to(tl.int64) * stride_b + h * stride_h + columns[None, :]
     values = tl.load(base + at * stride_s, mask=kept, other=0.0).to(tl.float32)
-    if SMOOTH:
-        middle = tl.load(mean + (b * heads + h) * HEAD + columns, mask=columns < HEAD, other=0.0)
-        values = tl.where(kept, values - middle[None, :], 0.0)
+    middle = tl.load(mean + (b * heads + h) * HEAD + columns, mask=columns < HEAD, other=0.0)
+    values = tl.where(kept, values - middle[None, :], 0.0)
+    broken = tl.max(tl.max((values != values).to(tl.int32), 1), 0)
     scale = tl.max(tl.max(tl.abs(values), 1), 0) / LARGEST
+    scale = tl.where(broken > 0, float("nan"), scale)
     scaled = values / tl.where(scale > 0, scale, 1.0)
     rounded = (scaled + tl.where(scaled >= 0, 0.5, -0.5)).to(tl.int8)
     tl.store(scales + item, scale)
@@ -119,6 +123,7 @@ def _quantised_span(
             v, b, h, start, limit, v_stride_b, v_stride_s, v_stride_h,
             TILE_N, DIM, HEAD, TMA, MASKED,
         )  # fmt: skip
+        value = ended(value, limit, TILE_N, TMA, MASKED)
         acc = acc * fade[:, None]
         if FP8:
             acc += tl.dot((weights * FP8_LARGEST).to(value.dtype), value)
@@ -128,7 +133,7 @@ def _quantised_span(
     return acc, total, top
 
 
-@triton.jit(do_not_specialize=["blocks_q", "blocks_k", "seq_q", "group", "split_q", "split_k"])
+@triton.jit(do_not_specialize=[*RUNTIME, "q_scale", "k_scale", "v_scale"])
 def quantised_forward(
     q,
     k,

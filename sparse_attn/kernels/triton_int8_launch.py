@@ -10,17 +10,17 @@ from torch import Tensor
 
 from ..layout import BlockLayout
 from .triton_launch import (
+    by_descriptors,
     choose,
     constants,
     copied,
+    fitting,
     interpreted,
     longest_first,
     split,
     starts,
     strides,
     target_of,
-    unit,
-    use_descriptors,
     why_no_launch,
 )
 from .triton_targets import padded
@@ -63,17 +63,20 @@ class TritonInt8:
             raise ValueError("quantised attention has no gradient; train with kernel='triton'")
         from .triton_int8 import quantised_forward
 
-        q, k, v = unit(q), unit(k), unit(v)
+        asked = q.shape[-1]
+        q, k, v = fitting(q), fitting(k), fitting(v)
         batch, seq, heads, head = q.shape
         group = heads // k.shape[2]
-        mean = k.mean(1, dtype=torch.float32)
+        mean = k.nanmean(1, dtype=torch.float32)  # a key that is left out may be NaN
+        mean = torch.where(mean.isnan(), 0, mean)
         query, q_scale = quantised(q, None, layout.q_start, layout.block_q)
         key, k_scale = quantised(k, mean, layout.k_start, layout.block_k)
         value, v_scale = channels(v) if self.fp8 else (v, q_scale)
-        tiles = choose("int8", q, layout.block_q, layout.block_k)
+        kernel = "int8_fp8" if self.fp8 else "int8"
+        tiles = choose(kernel, q, layout.block_q, layout.block_k)
         o = torch.empty(batch, seq, heads, head, dtype=q.dtype, device=q.device)
         lse = torch.empty(batch, heads, seq, dtype=torch.float32, device=q.device)
-        tma = use_descriptors(key, value)
+        tma = by_descriptors(q)
         split_q, split_k = split(layout.block_q, tiles.m), split(layout.block_k, tiles.n)
         quantised_forward[(batch * heads * layout.blocks_q << split_q,)](
             query,
@@ -97,7 +100,7 @@ class TritonInt8:
             layout.blocks_q,
             layout.blocks_k,
             seq,
-            scale,
+            float(scale),
             split_q,
             split_k,
             FP8=self.fp8,
@@ -105,20 +108,27 @@ class TritonInt8:
         )
         # what smoothing took from every score of a row
         taken = torch.einsum("bshd,bhd->bhs", q.float(), mean.repeat_interleave(group, 1))
-        return o, lse + scale * taken
+        lse = torch.where(lse == -torch.inf, lse, lse + scale * taken)
+        return o[..., :asked], lse
 
 
 def quantised(x: Tensor, mean: Tensor | None, edges: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """(B, S, H, D) INT8 and its scales (B, H, blocks) float32, one per block."""
+    """(B, S, H, D) INT8 of x - mean and its scales (B, H, blocks) float32, one per block.
+
+    `x` is as `fitting` makes it, `mean` (B, H, D) float32 or none.
+    """
     from .triton_int8 import quantise
 
     batch, seq, heads, head = x.shape
     blocks = edges.shape[-1] - 1
     out = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     scales = torch.empty(batch, heads, blocks, dtype=torch.float32, device=x.device)
+    if mean is None:
+        mean = torch.zeros(batch, heads, head, dtype=torch.float32, device=x.device)
+    tiles = choose("quantise", x, block, block)
     quantise[(batch * heads * blocks,)](
         x,
-        scales if mean is None else mean,
+        mean,
         out,
         scales,
         edges,
@@ -127,16 +137,18 @@ def quantised(x: Tensor, mean: Tensor | None, edges: Tensor, block: int) -> tupl
         heads,
         blocks,
         seq,
-        ROWS=block,
+        ROWS=tiles.m,
         DIM=padded(head),
         HEAD=head,
-        SMOOTH=mean is not None,
+        num_warps=tiles.warps,
+        num_stages=tiles.stages,
     )
     return out, scales
 
 
 def channels(v: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, S, H, D) e4m3 and its scales (B, H, D) float32, one per channel."""
-    scale = v.abs().amax(1).float().clamp(min=1e-12) / FP8_LARGEST
+    """(B, S, H, D) e4m3 and its scales (B, H, D) float32, one per channel; NaN stays NaN."""
+    largest = torch.where(v.isnan(), 0, v).abs().amax(1)
+    scale = largest.float().clamp(min=1e-12) / FP8_LARGEST
     found: Any = (v.float() / scale[:, None]).to(torch.float8_e4m3fn)
     return found, scale

@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..layout import BlockLayout
-from .triton_targets import Tiles, descriptors, offered, padded, target_of
+from ..layout import BlockLayout, per_layout
+from .triton_targets import Tiles, compiled, descriptors, offered, padded, target_of
 
 LOG2E = math.log2(math.e)
+ADDRESSED = 2**31 - 1
+"""Bytes that Triton addresses by 32 bits on AMD."""
 TUNED: dict[tuple[object, ...], Tiles] = {}
 """Tiles that `tune` found faster than the first of the table, by kernel and shape."""
 
@@ -82,19 +84,28 @@ def tune(
     return found
 
 
-def unit(x: Tensor) -> Tensor:
-    """x with its last dimension contiguous."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+def fitting(x: Tensor) -> Tensor:
+    """x (B, S, H, D) as kernels are compiled for: copied unless it already is that.
 
+    Heads are of a size that is compiled, padded with zeros; channels are contiguous; the start and
+    the steps of the other dimensions are multiples of 16, which tensor descriptors need too. For
+    AMD, memory is addressed by 32 bits.
 
-def describable(*tensors: Tensor) -> bool:
-    """Whether tensor descriptors can address them: 16-byte alignment all over."""
-    return all(
-        x.data_ptr() % 16 == 0
-        and all(step * x.element_size() % 16 == 0 for step in x.stride()[:-1])
-        and x.numel() > 0
-        for x in tensors
-    )
+    Raises:
+        ValueError: too many elements for that.
+    """
+    missing = compiled(x.shape[-1]) - x.shape[-1]
+    if missing:
+        x = torch.nn.functional.pad(x, (0, missing))
+    fits = x.stride(-1) == 1 and all(step % 16 == 0 for step in (*x.stride()[:-1], x.data_ptr()))
+    if _target(x.device).startswith("gfx"):
+        if x.numel() * 4 > ADDRESSED:  # as float32 gradients
+            raise ValueError(
+                f"kernels for AMD are compiled for at most {ADDRESSED // 4:,} elements a tensor, "
+                f"got {x.numel():,}; take a smaller batch or kernel='gather'"
+            )
+        fits = fits and x.untyped_storage().nbytes() <= ADDRESSED
+    return x if fits else x.clone(memory_format=torch.contiguous_format)
 
 
 def copied(x: Tensor, rows: int, tma: bool) -> Any:
@@ -107,9 +118,9 @@ def copied(x: Tensor, rows: int, tma: bool) -> Any:
     return TensorDescriptor(x, list(x.shape), list(x.stride()), block)
 
 
-def use_descriptors(*tensors: Tensor) -> bool:
-    """Whether the device copies by descriptors and all tensors allow it."""
-    return descriptors(_target(tensors[0].device)) and describable(*tensors)
+def by_descriptors(x: Tensor) -> bool:
+    """Whether the device copies tiles by descriptors."""
+    return descriptors(_target(x.device))
 
 
 def strides(*tensors: Tensor) -> tuple[int, ...]:
@@ -142,6 +153,7 @@ def constants(q: Tensor, tiles: Tiles, tma: bool) -> dict[str, Any]:
     }
 
 
+@per_layout
 def longest_first(layout: BlockLayout) -> Tensor:
     """(B * H * nQ,) int32 rows: heads together, in each the rows of most blocks first."""
     counts = layout.row_ptr.diff().view(layout.batch * layout.heads, layout.blocks_q)
@@ -150,29 +162,28 @@ def longest_first(layout: BlockLayout) -> Tensor:
     return (within + head).flatten().to(torch.int32)
 
 
-def programs(device: torch.device, work: int, per_processor: int = 2) -> int:
-    """Size of a persistent grid."""
+def programs(device: torch.device, work: int, resident: int) -> int:
+    """Size of a persistent grid: as many as all processors hold at once, so that none waits."""
     if device.type != "cuda":
         return min(work, 5)
     count = torch.cuda.get_device_properties(device).multi_processor_count
-    return min(work, per_processor * count)
+    return min(work, resident * count)
 
 
 def forward(
     q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Output (B, S_q, H, D) and log-sum (B, H, S_q) of one launch, without gradients."""
+    """Output (B, S_q, H, D) and log-sum (B, H, S_q) of one launch on fitting tensors."""
     from .triton_attention import attention_forward
 
-    q, k, v = unit(q), unit(k), unit(v)
     tiles = choose("forward", q, layout.block_q, layout.block_k)
     batch, seq, heads, head = q.shape
     o = torch.empty(batch, seq, heads, head, dtype=q.dtype, device=q.device)
     lse = torch.empty(batch, heads, seq, dtype=torch.float32, device=q.device)
-    tma = use_descriptors(k, v)
+    tma = by_descriptors(q)
     split_q, split_k = split(layout.block_q, tiles.m), split(layout.block_k, tiles.n)
     work = batch * heads * layout.blocks_q << split_q
-    grid = programs(q.device, work) if tiles.persistent else work
+    grid = programs(q.device, work, tiles.resident) if tiles.persistent else work
     attention_forward[(grid,)](
         q,
         copied(k, tiles.n, tma),
@@ -201,6 +212,7 @@ def forward(
     return o, lse
 
 
+@per_layout
 def inverted(layout: BlockLayout) -> BlockLayout:
     """Query blocks of every key block: the layout of the transposed map."""
     return BlockLayout.from_map(
@@ -222,11 +234,11 @@ def backward(
     from .triton_backward import gradient_keys, gradient_queries
 
     q, k, v, o, lse = saved
-    q, k, v, do = unit(q), unit(k), unit(v), unit(do)
+    do = fitting(do)
     batch, seq, heads, head = q.shape
     delta = (do.float() * o.float()).sum(-1).transpose(1, 2) - dlse
     delta = torch.where(lse == -torch.inf, 0, delta).contiguous()
-    tma = use_descriptors(q, k, v, do)
+    tma = by_descriptors(q)
     group = heads // k.shape[2]
     steps = (*strides(q, k, v, do), *starts(layout.q_start, layout.k_start))
 
@@ -243,6 +255,7 @@ def backward(
         dq,
         layout.row_ptr,
         layout.col,
+        layout.partial,
         longest_first(layout),
         layout.q_start,
         layout.k_start,
@@ -257,7 +270,8 @@ def backward(
     )
 
     turned = inverted(layout)
-    tiles = choose("keys", q, layout.block_q, layout.block_k)
+    kernel = "keys" if group == 1 else "keys_fp32"
+    tiles = choose(kernel, q, layout.block_q, layout.block_k)
     splits = split(layout.block_q, tiles.m), split(layout.block_k, tiles.n)
     shape = (batch, k.shape[1], heads, head)
     kept = q.dtype if group == 1 else torch.float32
@@ -273,6 +287,7 @@ def backward(
         dv,
         turned.row_ptr,
         turned.col,
+        turned.partial,
         longest_first(turned),
         layout.q_start,
         layout.k_start,
@@ -320,10 +335,10 @@ class Triton:
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, scale: float
     ) -> tuple[Tensor, Tensor]:
-        if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-            found: tuple[Tensor, Tensor] = _Attention.apply(q, k, v, layout, scale)
-            return found
-        return forward(q, k, v, layout, scale)
+        trained = q.requires_grad or k.requires_grad or v.requires_grad
+        call = _Attention.apply if torch.is_grad_enabled() and trained else forward
+        o, lse = call(fitting(q), fitting(k), fitting(v), layout, float(scale))
+        return o[..., : q.shape[-1]], lse
 
 
 def block_sum(
@@ -332,10 +347,12 @@ def block_sum(
     """`kernels.block_sum.block_sum` by Triton: the same arguments, blocks of at most 128 tokens."""
     from .triton_attention import block_sums
 
-    q, k, lse = unit(q), unit(k), lse.contiguous()
-    q_start, k_start = (s if s.ndim == 3 else s[None, None] for s in (q_start, k_start))
+    q, k, lse = fitting(q), fitting(k), lse.float().contiguous()
+    q_start, k_start = (
+        (s if s.ndim == 3 else s[None, None]).to(torch.int32) for s in (q_start, k_start)
+    )
     tiles = choose("sums", q, 128, 128)
-    tma = use_descriptors(k)
+    tma = by_descriptors(q)
     split_q, split_k = split(128, tiles.m), split(128, tiles.n)
     batch, seq, heads, _ = q.shape
     blocks_q, blocks_k = q_start.shape[-1] - 1, k_start.shape[-1] - 1
@@ -367,12 +384,27 @@ def merge_lse(o1: Tensor, lse1: Tensor, o2: Tensor, lse2: Tensor) -> tuple[Tenso
     """`kernels.merge.merge_lse` by Triton, in one pass over memory."""
     from .triton_attention import merge_outputs
 
-    o1, o2, lse1, lse2 = (x.contiguous() for x in (o1, o2, lse1, lse2))
-    batch, seq, heads, head = o1.shape
+    head = o1.shape[-1]
+    o1, o2 = (fitting(x).contiguous() for x in (o1, o2))
+    lse1, lse2 = lse1.float().contiguous(), lse2.float().contiguous()
+    batch, seq, heads, size = o1.shape
     o, lse = torch.empty_like(o1), torch.empty_like(lse1)
     rows = batch * seq * heads
-    tile = 32
-    merge_outputs[(-(-rows // tile),)](
-        o1, lse1, o2, lse2, o, lse, rows, seq, heads, TILE_M=tile, DIM=padded(head), HEAD=head
+    tiles = choose("merge", o1, 64, 64)
+    merge_outputs[(-(-rows // tiles.m),)](
+        o1,
+        lse1,
+        o2,
+        lse2,
+        o,
+        lse,
+        rows,
+        seq,
+        heads,
+        TILE_M=tiles.m,
+        DIM=padded(size),
+        HEAD=size,
+        num_warps=tiles.warps,
+        num_stages=tiles.stages,
     )
-    return o, lse
+    return o[..., :head], lse

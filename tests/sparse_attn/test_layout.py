@@ -1,5 +1,8 @@
 """Block layouts: lists from maps and back, masks of keys, the forms of other kernels."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -157,3 +160,20 @@ def test_as_few_blocks_as_can_be_need_not_be_uniform():
 def test_forms_that_know_one_block_size_refuse_others(form):
     with pytest.raises(ValueError, match="blocks vary in size"):
         getattr(layout_of(random_map()), form)()
+
+
+def test_what_is_built_from_a_layout_lives_as_long_as_it():
+    start = uniform(200, 64)
+    layouts = [
+        BlockLayout.from_map(
+            torch.ones(1, 1, 4, 4).bool(), start, start, 64, 64, seq_q=200, seq_k=200
+        )
+        for _ in range(2)
+    ]
+    first, second = (layout.to_flex() for layout in layouts)
+    assert layouts[0].to_flex() is first is not second
+    mask = weakref.ref(first)
+    del first, layouts[0]
+    gc.collect()
+    assert mask() is None
+    assert layouts[0].to_flex() is second

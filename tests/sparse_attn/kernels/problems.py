@@ -1,11 +1,24 @@
 """Attention problems for kernels, the float64 truth, and how far off eager code of a type is."""
 
+import importlib.util
+import inspect
+import os
+import sys
 from dataclasses import dataclass, replace
 
 import torch
 
 from accel.sparse_attn.kernels.reference import Reference
 from accel.sparse_attn.layout import BlockLayout, uniform
+
+DEVICE = os.environ.get("CHECK_DEVICE", "cpu")
+"""Where the checks of Triton kernels run: on the CPU in the interpreter, or on a card."""
+
+TYPES = [torch.float16, torch.float32 if DEVICE == "cpu" else torch.bfloat16]
+"""What Triton kernels compute there."""
+
+FINEST = torch.float32 if DEVICE == "cpu" else torch.float16
+"""Of these, the one with most digits."""
 
 
 @dataclass(frozen=True)
@@ -97,3 +110,39 @@ def ragged(tokens, block):
     sizes.append(tokens - sum(sizes))
     assert 0 < sizes[-1] <= block
     return torch.tensor([0, *torch.tensor(sizes).cumsum(0)], dtype=torch.int32)[None, None]
+
+
+def amid_nan(asked):
+    """The problem, and it again with NaN in every token that nothing attends to or from.
+
+    Blocks 0 and 2 are ragged and kept, the tokens that follow them are left out: block 1 as keys,
+    block 3 as queries and as keys.
+    """
+    map = torch.ones(asked.layout.dense().shape, dtype=torch.bool)
+    map[:, :, :, [1, 3]] = False
+    map[:, :, 3] = False
+    asked = asked.with_map(map)
+    edges = asked.layout.q_start[0, 0].tolist()
+    q, k, v = (x.clone() for x in (asked.q, asked.k, asked.v))
+    for block in (1, 3):
+        for x in (k, v) if block == 1 else (q, k, v):
+            x[:, edges[block] : edges[block + 1]] = torch.nan
+    return asked, replace(asked, q=q, k=k, v=v)
+
+
+SIZES = torch.tensor([0, 40, 80, 120, 160], dtype=torch.int32)[None, None]
+"""Starts of four blocks that all end early, for `amid_nan`."""
+
+
+def planted(tmp_path, module, old, new):
+    """A module of the kernels with a fault in its source."""
+    text = inspect.getsource(module)
+    assert old in text
+    text = text.replace(old, new).replace("from ..", "from accel.sparse_attn.")
+    path = tmp_path / "planted.py"
+    path.write_text(text.replace("from .", "from accel.sparse_attn.kernels."))
+    spec = importlib.util.spec_from_file_location("planted", path)
+    found = importlib.util.module_from_spec(spec)
+    sys.modules["planted"] = found  # where dataclasses look for it
+    spec.loader.exec_module(found)
+    return found

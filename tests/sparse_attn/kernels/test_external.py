@@ -12,7 +12,7 @@ from accel.sparse_attn.kernels.choice import choose
 from accel.sparse_attn.kernels.external import EXTERNAL
 from accel.sparse_attn.kernels.reference import Reference
 from accel.sparse_attn.layout import BlockLayout
-from tests.sparse_attn.kernels.problems import problem, ragged
+from tests.sparse_attn.kernels.problems import planted, problem, ragged
 
 
 @pytest.fixture(autouse=True)
@@ -56,34 +56,111 @@ class VariableBlocks:
         return out, lse[0] / torch.log(torch.tensor(2.0))
 
 
-def test_flashinfer_walks_the_layout(monkeypatch):
+def eager(q, k, v, scale):
+    """Output (B, S, H, D) and natural log-sum (B, H, S), heads of keys as many as of queries."""
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * scale
+    return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), v), scores.logsumexp(-1)
+
+
+def flash_attn_func(q, k, v, *, softmax_scale, return_attn_probs):
+    """Shares keys between heads itself; a third result with the log-sums."""
+    assert return_attn_probs
+    wide = (x.repeat_interleave(q.shape[2] // x.shape[2], 2) for x in (k, v))
+    return *eager(q, *wide, softmax_scale), None
+
+
+def sageattn(q, k, v, *, tensor_layout, sm_scale, return_lse):
+    """Tokens before heads only if told so; shares keys itself."""
+    assert return_lse
+    if tensor_layout == "HND":
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    wide = (x.repeat_interleave(q.shape[2] // x.shape[2], 2) for x in (k, v))
+    out, lse = eager(q, *wide, sm_scale)
+    return (out if tensor_layout == "NHD" else out.transpose(1, 2)), lse
+
+
+def memory_efficient(q, k, v, *, scale):
+    """Heads of keys as many as of queries; log-sums padded to 32 rows."""
+    out, lse = eager(q, k, v, scale)
+    return out, torch.nn.functional.pad(lse, (0, -lse.shape[-1] % 32), value=torch.inf)
+
+
+def block_sparse_sage2(q, k, v, *, mask_id, scale, tensor_layout, output_dtype):
+    assert tensor_layout == "NHD"
+    assert mask_id.dtype == torch.int8
+    rows = torch.repeat_interleave(mask_id.bool(), 128, 2)[:, :, : q.shape[1]]
+    mask = torch.repeat_interleave(rows, 128, 3)[..., : k.shape[1]]
+    heads = (x.transpose(1, 2) for x in (q, k, v))
+    plain = torch.nn.functional.scaled_dot_product_attention
+    return plain(*heads, attn_mask=mask, scale=scale).transpose(1, 2).to(output_dtype)
+
+
+@pytest.fixture
+def stand_ins(monkeypatch):
     stand_in(monkeypatch, "flashinfer", VariableBlockSparseAttentionWrapper=VariableBlocks)
-    map = torch.rand(2, 2, 6, 6) < 0.6
-    map[0, 1, 0] = False
-    asked = problem(160, batch=2, shared=2, map=map, starts=ragged(160, 64))
-    out, lse = asked.by(EXTERNAL["flashinfer"])
+    stand_in(monkeypatch, "spas_sage_attn", block_sparse_sage2_attn_cuda=block_sparse_sage2)
+    stand_in(monkeypatch, "flash_attn", flash_attn_func=flash_attn_func)
+    stand_in(monkeypatch, "sageattention", sageattn=sageattn)
+    stand_in(monkeypatch, "xformers")
+    name = "memory_efficient_attention_forward_requires_grad"
+    stand_in(monkeypatch, "xformers.ops", **{name: memory_efficient})
+
+
+def asked_of(package):
+    """A problem that a package takes: shared keys, and a map where it walks one."""
+    torch.manual_seed(0)
+    if package == "flashinfer":
+        map = torch.rand(2, 4, 6, 6) < 0.6
+        map[0, 1, 0] = False
+        return problem(160, batch=2, heads=4, shared=2, map=map, starts=ragged(160, 64))
+    if package == "spas_sage_attn":
+        map = torch.tensor([[[[True, False], [True, True]]]]).expand(1, 4, 2, 2)
+        return problem(200, heads=4, shared=2, map=map, block=128)
+    return problem(129, batch=2, heads=4, shared=2)
+
+
+def assert_adapted(kernel, package):
+    asked = asked_of(package)
+    out, lse = asked.by(kernel)
     true, true_lse = asked.by(Reference())
     assert torch.allclose(out, true, atol=1e-6)
-    assert torch.allclose(lse, true_lse, atol=1e-5)
+    assert lse.shape == true_lse.shape
+    if package == "spas_sage_attn":
+        assert lse.isnan().all()  # it tells none
+    else:
+        assert torch.allclose(lse, true_lse, atol=1e-5)
 
 
-def test_spas_sage_attn_gets_the_map(monkeypatch):
-    def call(q, k, v, *, mask_id, scale, tensor_layout, output_dtype):
-        assert tensor_layout == "NHD"
-        assert mask_id.dtype == torch.int8
-        rows = torch.repeat_interleave(mask_id.bool(), 128, 2)[:, :, : q.shape[1]]
-        mask = torch.repeat_interleave(rows, 128, 3)[..., : k.shape[1]]
-        heads = (x.transpose(1, 2) for x in (q, k, v))
-        plain = torch.nn.functional.scaled_dot_product_attention
-        return plain(*heads, attn_mask=mask, scale=scale).transpose(1, 2)
+@pytest.mark.parametrize("package", EXTERNAL)
+def test_what_a_package_is_given_and_answers(package, stand_ins):
+    assert_adapted(EXTERNAL[package], package)
 
-    stand_in(monkeypatch, "spas_sage_attn", block_sparse_sage2_attn_cuda=call)
-    map = torch.tensor([[[[True, False], [True, True]]]]).expand(1, 2, 2, 2)
-    asked = problem(200, shared=2, map=map, block=128)
-    out, lse = asked.by(EXTERNAL["spas_sage_attn"])
-    assert torch.allclose(out, asked.by(Reference())[0], atol=1e-6)
-    assert lse.shape == (1, 2, 200)
-    assert lse.isnan().all()
+
+FAULTS = {
+    "flash_attn: another scale": ("softmax_scale=scale", "softmax_scale=1.0"),
+    "flash_attn: log-sums of powers of two": (
+        "    return out, lse\n\n\ndef _sage",
+        "    return out, lse * 1.44\n\n\ndef _sage",
+    ),
+    "sageattention: heads for tokens": ('layout="NHD", sm_scale', 'layout="HND", sm_scale'),
+    "xformers: rows of padding": ("lse[..., : q.shape[1]]", "lse"),
+    "xformers: keys not shared": (
+        "k, v = (x.repeat_interleave(q.shape[2] // k.shape[2], 2) for x in (k, v))\n    out, lse",
+        "k, v = (x.repeat(1, 1, q.shape[2] // k.shape[2], 1) for x in (k, v))\n    out, lse",
+    ),
+    "flashinfer: log-sums of powers of two": ("* math.log(2)", "* 1"),
+    "flashinfer: rows without keys": ("out.masked_fill(nothing[..., None], 0)", "out"),
+    "spas_sage_attn: the map turned round": ("mask_id=mask", "mask_id=1 - mask"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_faults_are_found(fault, stand_ins, tmp_path):
+    package = fault.split(":")[0]
+    assert_adapted(EXTERNAL[package], package)
+    faulty = planted(tmp_path, external, *FAULTS[fault])
+    with pytest.raises((AssertionError, RuntimeError)):
+        assert_adapted(faulty.EXTERNAL[package], package)
 
 
 def test_dense_packages_refuse_layouts_that_leave_blocks_out():
