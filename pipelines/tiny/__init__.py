@@ -1,8 +1,9 @@
 """Small trained pipelines that ship with the package, and the code that made them.
 
 `shapes-t2v` turns "a red circle moving left on a dark background" into 17 frames of 64×64 pixels,
-`shapes-t2i` turns the same sentences without motion into pictures, and so does `shapes-mmdit`, as
-Stable Diffusion 3 does it.
+`shapes-t2v-long` into frames of 128×128 (1,280 video tokens, for sparse attention). `shapes-t2i`
+turns the same sentences without motion into pictures, and so does `shapes-mmdit`, as Stable
+Diffusion 3 does it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,13 @@ _CALLS: dict[str, dict[str, Any]] = {
         "max_sequence_length": 32,
     },
     "shapes-t2i": {"height": 64, "width": 64, "guidance_scale": 2.0},
+    "shapes-t2v-long": {
+        "height": 128,
+        "width": 128,
+        "num_frames": 17,
+        "guidance_scale": 2.0,
+        "max_sequence_length": 32,
+    },
     "shapes-mmdit": {
         "height": 128,
         "width": 128,
@@ -40,6 +48,7 @@ _CALLS: dict[str, dict[str, Any]] = {
 _CLASSES = {
     "shapes-t2v": "WanPipeline",
     "shapes-t2i": "StableDiffusionPipeline",
+    "shapes-t2v-long": "WanPipeline",
     "shapes-mmdit": "StableDiffusion3Pipeline",
 }
 MANIFEST = "sha256.json"
