@@ -120,7 +120,8 @@ def main(
     """Write attributes, all_right, n, autoencoder_psnr and the settings to OUT."""
     pipe = load(model) if model in NAMES else _opened(Path(model))
     moving = type(pipe).__name__ == "WanPipeline"
-    options = call_defaults(name_of(pipe)) | {"num_inference_steps": steps}
+    options = call_defaults(model if model in NAMES else name_of(pipe))
+    options |= {"num_inference_steps": steps}
     options |= {} if size is None else {"height": size, "width": size}
     options |= {} if frames is None else {"num_frames": frames}
     options |= {} if guidance is None else {"guidance_scale": guidance}
