@@ -117,7 +117,7 @@ def _errors(plot: Any, axis: Axis, nodes: Sequence[int], measured: Mapping[str, 
     plot.legend(frameon=False, fontsize=8, loc="best")
     found = measured.get("held_out_db")
     if isinstance(found, int | float):
-        whose = "held-out" if measured.get("held_out") else "its own"
+        whose = "its own" if measured.get("held_out") == 0 else "held-out"
         title = f"{whose} samples: {found:.1f} dB"
         plot.set_title(title, loc="right", fontsize=10, color=COLOUR)
 

@@ -42,6 +42,8 @@ def test_errors_are_those_at_the_end_of_each_segment():
     np.testing.assert_allclose(predicted.get_ydata(), [0.01, 0.03, 0.06])
     np.testing.assert_allclose(found.get_ydata(), [0.005, 0.02, 0.04])
     assert below.get_yscale() == "log" and "held-out samples: 33.3 dB" in texts(below)
+    _, below, _ = drawn(measured={**MEASURED, "held_out": 0})
+    assert "its own samples: 33.3 dB" in texts(below)
 
 
 def test_weights_are_shares_of_their_segment():
