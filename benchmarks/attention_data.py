@@ -24,11 +24,6 @@ SHARPNESS = 9.0
 LABELS = 24
 PROMPT = "a red circle moving left and a blue square moving right"
 
-CALLS = {
-    "shapes-t2v-long": tiny.call_defaults("shapes-t2v") | {"height": 128, "width": 128},
-}
-"""Call arguments of models from a folder."""
-
 QKV = tuple[Tensor, Tensor, Tensor]
 
 
@@ -132,8 +127,7 @@ def recorded(
         folder: where the pipeline is, if not among those that ship.
     """
     pipe = tiny.load(model) if folder is None else opened(folder)
-    settings = tiny.call_defaults(model) if model in tiny.NAMES else dict(CALLS[model])
-    settings |= {"num_inference_steps": steps, "output_type": "latent"}
+    settings = tiny.call_defaults(model) | {"num_inference_steps": steps, "output_type": "latent"}
     early, late = round(0.24 * steps), round(0.4 * steps)
     recording = Recording((early, late))
     method = SparseAttention(recording, dense_until=0.0, shortest=0, recall_rows=0)
