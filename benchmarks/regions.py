@@ -51,15 +51,11 @@ def ways(ratio: float, moving: bool) -> dict[str, RegionAdaptive]:
         "lowest scores, as published": RegionAdaptive(ratio),
         "highest scores": RegionAdaptive(ratio, high=0.0),
         "in turn": RegionAdaptive(ratio, high=0.0, strength=5.0, end=0.9),
-        "in turn, along a line": RegionAdaptive(ratio, high=0.0, strength=5.0, end=0.9, order=1),
-        "along a line, late": RegionAdaptive(
-            ratio, high=0.0, strength=5.0, start=0.3, dense=(), order=1
-        ),
+        "by error": RegionAdaptive.by_error(ratio),
+        "by error, tiles": RegionAdaptive.by_error(ratio, tile=(1, 2, 2)),
     }
     if moving:
-        found["highest scores over time"] = RegionAdaptive(ratio, high=0.0, continuity=0.5)
-    else:
-        found["highest scores, tiles"] = RegionAdaptive(ratio, high=0.0, tile=(1, 2, 2))
+        found["by error, over time"] = RegionAdaptive.by_error(ratio, continuity=0.5)
     return found
 
 

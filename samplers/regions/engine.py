@@ -68,7 +68,9 @@ class Engine:
             layers = attach(
                 self.site.patches, self.site.family, denoiser, self._attention, self.label
             )
-            self.site.report.kept.setdefault(name, []).extend(will_keep(layers))
+            self.site.report.kept.setdefault(name, []).extend(
+                will_keep(layers, self.hold.settings.order)
+            )
 
     def _denoise(
         self,
@@ -91,26 +93,29 @@ class Engine:
         key = (name, step.branch, *((t.shape[1:], t.dtype, t.device) for t in tensors))
         samples, active = clock.call.samples if clock.call else None, self.hold.active
         kept = self._kept_of(key, samples or tuple(range(len(latents))))
-        keeping = schedule.keeps(step.index)
+        keeping = schedule.keeps(step.index, self.hold.settings.order)
         missed = kept is None or kept.since < schedule.full_before(step.index)
         if active is None or kept is None or missed:
             if kept is None and keeping:
-                kept = self._kept[key] = Branch(rows=samples or tuple(range(len(latents))))
+                every, order = tuple(range(len(latents))), self.hold.settings.order
+                kept = self._kept[key] = Branch(rows=samples or every, order=order)
             self._now = kept if keeping else None
             if self.layout.merged and kept is not None:
                 kept.lengths = called["encoder_attention_mask"].sum(dim=1)
             value = self._run(call, args, kwargs)
             if keeping and kept is not None:
                 kept.output, kept.since = _output(value).detach().clone(), step.index
+                kept.computed(step.index)
             return value
         rows = across(active, len(latents), samples)
-        part = Partial(self.layout, rows, self.hold.tokens, kept.tokens, kept.lengths)
+        part = Partial(self.layout, rows, self.hold.tokens, kept.tokens, kept.lengths, step.index)
         for control in self.layout.controls:
             if called.get(control) is not None:
                 given = [part.rows(each) for each in called[control]]
                 kwargs = {**kwargs, control: type(called[control])(given)}
         self._now, self._part = kept, part
         value = self._run(call, args, kwargs)
+        kept.computed(step.index, part.keys)
         self.hold.partial = True
         return self._filled(value, kept, samples)
 
@@ -205,15 +210,18 @@ class Engine:
             if kept is None:
                 return plain(q, k, v)
             if part is None:
-                kept.keep(layer.path, k, v)
+                kept.keep(layer.path, k, v, self.site.clock.step.index)
                 return plain(q, k, v)
             return plain(*part.attend(kept, layer.path, q, k, v))
 
         return attend
 
 
-def will_keep(layers: list[Layer]) -> Iterator[Kept]:
-    """What is kept per branch: the denoiser's output, keys and values as attention sees them."""
+def will_keep(layers: list[Layer], order: int) -> Iterator[Kept]:
+    """What is kept per branch: the denoiser's output, keys and values as attention sees them.
+
+    And, of order 1, how keys and values change.
+    """
     yield Kept("")
     for layer in layers:
         width = getattr(layer.module.get_submodule("to_q"), "out_features", 0)
@@ -221,7 +229,7 @@ def will_keep(layers: list[Layer]) -> Iterator[Kept]:
             linear = getattr(layer.module, part, None)
             if isinstance(linear, torch.nn.Linear):
                 copies = max(width // linear.out_features, 1)  # shared heads are repeated
-                yield Kept(f"{layer.path}.{part}", copies=copies)
+                yield Kept(f"{layer.path}.{part}", copies=copies * (1 + order))
 
 
 def _output(value: Any) -> Tensor:

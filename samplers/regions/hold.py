@@ -16,7 +16,7 @@ from accel.step import Run
 from .layouts import LAYOUTS, Grid, patch_of, to_mask, to_patches
 from .rows import across
 from .schedule import Schedule
-from .selection import Selection, over_time, scores
+from .selection import Misses, Selection, over_time, scores
 from .solvers import Direction, check_scheduler
 from .tiles import Tiles
 from .track import Track
@@ -44,6 +44,7 @@ class Hold:
         self._track: Track | None = None
         self._mask: Tensor | None = None
         self._selection: Selection | None = None
+        self._misses: Misses | None = None
         self._tiles: Tiles | None = None
         self._direction: Direction | None = None
         self._regions: Regions | None = None
@@ -66,11 +67,12 @@ class Hold:
         self._selection = Selection(settings.high, settings.strength, settings.starvation)
         self._direction = Direction(scheduler)
         self._track = Track(settings.order)
+        self._misses = Misses(settings.order) if settings.metric == "error" else None
         self.site.report.regions = None
 
     def _end(self, run: Run) -> None:
         self.schedule = self.grid = self.active = self._track = self._mask = None
-        self._selection = self._tiles = self._direction = self._regions = None
+        self._selection = self._tiles = self._direction = self._regions = self._misses = None
         self.partial = False
 
     def begin(self, denoiser: torch.nn.Module, grid: Grid) -> None:
@@ -117,6 +119,9 @@ class Hold:
             output = torch.where(computed, output, ahead)
         if any(schedule.partial(later) for later in range(run.index + 1, run.total)):
             direction = self._direction.of(output, sample, timestep)
+            if self._misses is not None and self._track.known:
+                missed = self._patches(direction - self._track.at(run.index))
+                self._misses.note(scores(missed, "l2"), self.active if self.partial else None)
             self._track.add(direction, run.index, computed)
         self._choose(output, run.index + 1)  # before the scheduler, which may write into it
         args, kwargs = _with(output, args, kwargs)
@@ -157,7 +162,9 @@ class Hold:
         left_out = self._tiles.left_out(self.schedule.left_out(index, self.tokens))
         if not left_out:
             return
-        score = scores(self._patches(output), self.settings.metric)
+        score = None if self._misses is None else self._misses.expected()
+        if score is None:
+            score = scores(self._patches(output), self.settings.metric)
         score = over_time(score, self.grid, self.settings.continuity)
         if not self.settings.per_sample:
             score = score.mean(dim=0, keepdim=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,10 @@ class Branch:
         lengths: of a merged stream, the text tokens of every sample (B,).
         rows: numbers of the samples it is of, or of the rows of a batch with both branches.
         since: the step that computed all tokens last.
+        order: how keys and values of a token left out are read: 0 as last computed, 1 on the line
+            through what was computed last and before.
+        slopes: of order 1, their change per step, by attention module.
+        when: steps at which tokens were last computed (B or 1, S), by the length S.
     """
 
     attention: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -32,6 +36,9 @@ class Branch:
     lengths: Tensor | None = None
     rows: tuple[int, ...] = ()
     since: int = -1
+    order: int = 0
+    slopes: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    when: dict[int, Tensor] = field(default_factory=dict)
 
     def of(self, rows: tuple[int, ...]) -> Branch | None:
         """The same of some of its rows; None if it lacks one, or their stream is a shorter one."""
@@ -43,22 +50,74 @@ class Branch:
         lengths = None if self.lengths is None else self.lengths[at]
         if lengths is not None and self.lengths is not None and lengths.max() < self.lengths.max():
             return None
-        pairs = {path: (k[at], v[at]) for path, (k, v) in self.attention.items()}
-        return Branch(pairs, self.output[at], self.tokens, lengths, rows, self.since)
+        return replace(
+            self,
+            attention={path: (k[at], v[at]) for path, (k, v) in self.attention.items()},
+            output=self.output[at],
+            lengths=lengths,
+            rows=rows,
+            slopes={path: (k[at], v[at]) for path, (k, v) in self.slopes.items()},
+            when={n: w if len(w) == 1 else w[at] for n, w in self.when.items()},
+        )
 
-    def keep(self, path: str, k: Tensor, v: Tensor) -> None:
-        """Keep copies of keys and values of all tokens."""
-        old = self.attention.get(path)
-        if old is not None and old[0].shape == k.shape and old[0].dtype == k.dtype:
-            old[0].copy_(k)
-            old[1].copy_(v)
-        else:
+    def keep(self, path: str, k: Tensor, v: Tensor, step: int) -> None:
+        """Keep copies of keys and values of all tokens, computed at `step`."""
+        old, when = self.attention.get(path), self.when.get(k.shape[1])
+        if old is None or old[0].shape != k.shape or old[0].dtype != k.dtype:
             form = torch.contiguous_format
             self.attention[path] = k.clone(memory_format=form), v.clone(memory_format=form)
+            self.slopes.pop(path, None)
+            return
+        if self.order and when is not None:
+            age, (keys, values) = _ages(when, step, k), old
+            rises = (k - keys).contiguous(), (v - values).contiguous()  # rows are written into them
+            self.slopes[path] = rises[0].div_(age), rises[1].div_(age)
+        old[0].copy_(k)
+        old[1].copy_(v)
+
+    def renew(
+        self, path: str, index: Tensor, fresh: tuple[Tensor, Tensor], step: int
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values of all tokens at `step`, of which `fresh` are of rows `index`."""
+        kept, slopes = self.attention[path], self.slopes.get(path)
+        if slopes is None:
+            for old, new in zip(kept, fresh, strict=True):
+                put(old, index, new)
+            return kept
+        ages = _ages(self.when[kept[0].shape[1]], step, kept[0])
+        age, ahead = take(ages, index), []
+        for old, slope, new in zip(kept, slopes, fresh, strict=True):
+            ahead.append(torch.addcmul(old, slope, ages))
+            put(slope, index, (new - take(old, index)) / age)
+            put(old, index, new)
+            put(ahead[-1], index, new)
+        return ahead[0], ahead[1]
+
+    def computed(self, step: int, rows: dict[int, Tensor] | None = None) -> None:
+        """Note that a call of `step` is over.
+
+        Args:
+            rows: those it computed (B or 1, k) of sequences, by their length; None for all.
+        """
+        if not self.order:
+            return
+        for keys, _ in self.attention.values():
+            length = keys.shape[1]
+            if rows is None:
+                self.when[length] = torch.full((1, length), float(step), device=keys.device)
+        for length, index in (rows or {}).items():
+            when = self.when[length].expand(len(index), -1)
+            self.when[length] = when.scatter(1, index, float(step))
 
     def bytes(self) -> int:
-        held = [t for pair in self.attention.values() for t in pair]
+        pairs = [*self.attention.values(), *self.slopes.values()]
+        held = [*(t for pair in pairs for t in pair), *self.when.values()]
         return sum(t.nbytes for t in [*held, *([] if self.output is None else [self.output])])
+
+
+def _ages(when: Tensor, step: int, values: Tensor) -> Tensor:
+    """Steps since tokens were computed, at least 1, to go with `values` (B, S, H, D)."""
+    return (step - when).clamp(min=1)[..., None, None].to(values.dtype)
 
 
 class Partial:
@@ -70,6 +129,10 @@ class Partial:
         tokens: length of the stream; what goes beyond the latents (pictures to be edited) or,
             in a merged stream, is text, is computed too.
         lengths: of a merged stream, text tokens per row (B,).
+        step: number of the step it is of.
+
+    Attributes:
+        keys: computed rows (B or 1, k) of the keys of an attention, by their number.
     """
 
     def __init__(
@@ -79,8 +142,9 @@ class Partial:
         count: int,
         tokens: int,
         lengths: Tensor | None = None,
+        step: int = 0,
     ) -> None:
-        self.layout, self.tokens = layout, tokens
+        self.layout, self.tokens, self.step = layout, tokens, step
         self.index = merged(active, count, tokens, lengths) if layout.merged else active
         if not layout.merged and tokens > count:
             beyond = torch.arange(count, tokens, device=active.device)
@@ -88,7 +152,7 @@ class Partial:
         self.turn: tuple[Tensor, Tensor] | None = None
         self._arguments: dict[int, Any] = {}
         self._kept_alive: list[Any] = []
-        self._keys: dict[int, Tensor] = {}
+        self.keys: dict[int, Tensor] = {}
 
     @property
     def computed(self) -> int:
@@ -118,13 +182,10 @@ class Partial:
         self, kept: Branch, path: str, q: Tensor, k: Tensor, v: Tensor
     ) -> tuple[Tensor, ...]:
         """Queries of computed tokens and text; keys and values of all, those computed renewed."""
-        keys, values = kept.attention[path]
         if self.turn is not None:
             q, k = self._turned(q), self._turned(k)
-        index = self._key_rows(keys.shape[1])
-        put(keys, index, k)
-        put(values, index, v)
-        return q, keys, values
+        index = self._key_rows(kept.attention[path][0].shape[1])
+        return q, *kept.renew(path, index, (k, v), self.step)
 
     def _turned(self, rows: Tensor) -> Tensor:
         assert self.turn is not None
@@ -137,15 +198,15 @@ class Partial:
 
     def _key_rows(self, length: int) -> Tensor:
         """Where the computed rows of an attention over `length` keys belong."""
-        if length not in self._keys:
+        if length not in self.keys:
             text = length - self.tokens
             words = torch.arange(text, device=self.index.device).expand(len(self.index), -1)
             if self.layout.text == "first":
                 found = torch.cat([words, self.index + text], dim=1)
             else:
                 found = torch.cat([self.index, words + self.tokens], dim=1)
-            self._keys[length] = found if text else self.index
-        return self._keys[length]
+            self.keys[length] = found if text else self.index
+        return self.keys[length]
 
 
 def merged(active: Tensor, count: int, tokens: int, lengths: Tensor | None) -> Tensor:

@@ -61,6 +61,10 @@ class Schedule:
         """The last step before `index` that computes all tokens; -1 if there is none."""
         return next((i for i in range(index - 1, -1, -1) if not self.partial(i)), -1)
 
-    def keeps(self, index: int) -> bool:
-        """Whether keys and values of a full step `index` are read by the step after it."""
-        return self.partial(index + 1)
+    def keeps(self, index: int, order: int = 0) -> bool:
+        """Whether keys and values of a full step `index` are read later.
+
+        Args:
+            order: of how they go on: 0 reads those of the step before, 1 of two.
+        """
+        return any(self.partial(later) for later in range(index + 1, index + 2 + order))

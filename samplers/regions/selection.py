@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool3d
 
-Metric = Literal["std", "l2"]
+Metric = Literal["std", "l2", "error"]
 Starvation = Literal["fair", "released", "none"]
 
 
@@ -16,10 +16,11 @@ def scores(patches: Tensor, metric: Metric) -> Tensor:
     """How much goes on in every token: (N, S) of a guided prediction (N, S, pixels, channels).
 
     The standard deviation over channels, or their norm, of every pixel; the mean over the pixels
-    of a token. RAS multiplies by the step's change of sigma, which orders nothing.
+    of a token. RAS multiplies by the step's change of sigma, which orders nothing. "error" is "std"
+    as long as nothing was forecast (`Misses`).
     """
     values = patches.float()
-    pixels = values.std(dim=-1) if metric == "std" else values.norm(dim=-1)
+    pixels = values.norm(dim=-1) if metric == "l2" else values.std(dim=-1)
     return pixels.mean(dim=-1)
 
 
@@ -33,6 +34,42 @@ def over_time(score: Tensor, grid: tuple[int, int, int], weight: float) -> Tenso
     frames = score.unflatten(1, (1, *grid))
     near = avg_pool3d(frames, (3, 1, 1), stride=1, padding=(1, 0, 0), count_include_pad=False)
     return torch.lerp(frames, near, weight).flatten(1)
+
+
+class Misses:
+    """The error to be expected of every token if it is left out of the next step.
+
+    A forecast through `order + 1` points errs by a power of the steps since the last of them: what
+    it missed when the token was computed, and how old it was then, foretell what it will miss.
+    """
+
+    def __init__(self, order: int) -> None:
+        self._power = order + 1
+        self._rate: Tensor | None = None
+        self._age: Tensor | None = None
+
+    def note(self, missed: Tensor, active: Tensor | None) -> None:
+        """Note a step.
+
+        Args:
+            missed: (N, S) by how much what a token was computed to differs from its forecast.
+            active: indices (N or 1, k) of the tokens computed; None for all.
+        """
+        if self._rate is None or active is None:
+            age = 1.0 if self._age is None else self._age
+            self._rate, self._age = missed / age**self._power, torch.ones_like(missed)
+            return
+        assert self._age is not None
+        active = active.expand(len(missed), -1)
+        rate = missed / self._age**self._power
+        self._rate = self._rate.scatter(1, active, rate.gather(1, active))
+        self._age = (self._age + 1).scatter(1, active, 1.0)
+
+    def expected(self) -> Tensor | None:
+        """Scores (N, S) for the next step; None before anything was forecast."""
+        if self._rate is None or self._age is None:
+            return None
+        return self._rate * self._age**self._power
 
 
 class Selection:

@@ -20,6 +20,11 @@ class Track:
         self._slope: Tensor | None = None
         self._index: Tensor | None = None
 
+    @property
+    def known(self) -> bool:
+        """Whether a step was noted."""
+        return self._last is not None
+
     def bytes(self) -> int:
         kept = (self._last, self._slope, self._index)
         return sum(tensor.nbytes for tensor in kept if tensor is not None)

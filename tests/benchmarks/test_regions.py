@@ -70,9 +70,10 @@ def test_every_share_is_tried_on_pictures_and_on_videos():
     for moving in (True, False):
         found = ways(0.35, moving)
         assert {method.ratio for method in found.values()} == {0.35}
-        assert ("highest scores over time" in found) == moving
-        settings = [(m.strength, m.end, m.order) for m in found.values()]
-        assert {(5.0, 0.9, 0), (5.0, 0.9, 1), (5.0, 1.0, 1)} < set(settings)
+        assert ("by error, over time" in found) == moving
+        settings = [(m.metric, m.high, m.strength, m.order) for m in found.values()]
+        wanted = {("std", 1.0, 0.1, 0), ("std", 0.0, 0.1, 0), ("std", 0.0, 5.0, 0)}
+        assert {*wanted, ("error", 0.0, 0.1, 1)} == set(settings)
 
 
 def test_a_row_tells_the_counted_work_and_what_of_its_bound_was_realised(tmp_path):

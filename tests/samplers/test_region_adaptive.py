@@ -56,6 +56,20 @@ def test_samples_of_a_batch_choose_apart(name, scheduler):
         torch.testing.assert_close(latents, alone, rtol=1e-3, atol=1e-3 * alone.std().item())
 
 
+@pytest.mark.parametrize(("name", "scheduler"), [EVERY[0], *EVERY[2:4], EVERY[5]])
+def test_lines_of_keys_and_values_are_each_samples_own(name, scheduler, monkeypatch):
+    method = RegionAdaptive.by_error(0.5, start=0.4, end=1)
+    pair, _ = run(name, scheduler, method, prompt=PROMPTS, seed=(0, 1))
+    for i, latents in enumerate(pair.split(len(pair) // 2)):
+        alone, _ = run(name, scheduler, method, prompt=PROMPTS[i], seed=i)
+        torch.testing.assert_close(latents, alone, rtol=1e-3, atol=1e-3 * alone.std().item())
+    monkeypatch.setattr(hold_of, "Selection", Indices)
+    every, _ = run(name, scheduler, method, prompt=PROMPTS, seed=(0, 1))
+    plain = call(make(name, scheduler), name, prompt=PROMPTS, seed=(0, 1))
+    assert not torch.allclose(pair, plain, rtol=1e-3)
+    torch.testing.assert_close(every, plain, rtol=1e-4, atol=1e-4 * plain.std().item())
+
+
 @pytest.mark.parametrize("name", ["flux", "ltx"])
 def test_samples_that_share_their_decision_compute_the_same_tokens(name):
     shared = RegionAdaptive(ratio=0.5, start=0.2, dense=(0.6,), per_sample=False)
@@ -125,6 +139,34 @@ def test_tokens_left_out_go_on_along_the_line_through_their_last_two_predictions
     assert left_out == tokens // 2 * 6 and any(len(found) > 4 for found in known.values())
 
 
+def test_tokens_are_chosen_by_what_their_line_missed_them_by():
+    pipe = make("sd3")
+    method = RegionAdaptive.by_error(0.25, start=0.375, end=1)
+    with stepped(pipe) as seen:
+        pipe.enable_acceleration(method)
+        call(pipe, "sd3", steps=8)
+        regions = pipe.acceleration.report().regions
+    columns, tokens = regions.grid[2], regions.grid[1] * regions.grid[2]
+    assert sorted(regions.active) == [3, 4, 5, 6, 7]
+    known = {i: [] for i in range(tokens)}
+    rate = dict.fromkeys(range(tokens), 0.0)
+    for step, (_, output, _, _) in enumerate(seen):
+        active = range(tokens)
+        if step in regions.active:
+            expected = {i: rate[i] * (step - known[i][-1][0]) ** 2 for i in known}
+            active = regions.active[step][0].tolist()
+            left_out = max(expected[i] for i in known if i not in active)
+            assert min(expected[i] for i in active) >= left_out * (1 - 1e-3)
+        for i in active:
+            value, line = token(output[0], i, columns), known[i][-2:]
+            if len(line) == 2:
+                (then, before), (last, now) = line
+                ahead = now + (now - before) * (step - last) / (last - then)
+                missed = (value - ahead).norm(dim=1).mean()
+                rate[i] = float(missed) / (step - last) ** 2
+            known[i].append((step, value))
+
+
 def test_held_tokens_of_a_model_of_v_keep_the_noise_they_predict():
     pipe = make("cogvideox", "cogvideox_ddim")
     pipe.scheduler = type(pipe.scheduler).from_config(
@@ -159,8 +201,8 @@ def test_controls_and_second_experts_are_followed(name, scheduler):
 
 
 def test_expected_bytes_are_those_that_are_kept():
-    for name in ("flux", "sd3"):
-        _, pipe = run(name, None)
+    for name, methods in (("flux", ()), ("sd3", ()), ("sd3", (RegionAdaptive.by_error(0.5),))):
+        _, pipe = run(name, None, *methods)
         report, recorder = pipe.acceleration.report(), pipe.acceleration._site.report
         assert recorder.expected() == pytest.approx(report.bytes_held, rel=0.2)
 

@@ -7,7 +7,9 @@ import torch
 
 from accel.samplers import RegionAdaptive
 from accel.samplers.regions.layouts import to_mask, to_patches
-from accel.samplers.regions.selection import Selection, over_time, scores
+from accel.samplers.regions.partial import Branch
+from accel.samplers.regions.rows import take
+from accel.samplers.regions.selection import Misses, Selection, over_time, scores
 
 
 def test_dense_steps_by_fraction_are_those_of_both_released_scripts():
@@ -129,14 +131,56 @@ def test_what_moves_is_chosen_in_the_frames_beside_too():
     assert torch.equal(over_time(score[:, :4], (1, 2, 2), 1.0), score[:, :4])
 
 
+@pytest.mark.parametrize("order", [0, 1])
+def test_expected_errors_grow_with_a_power_of_the_steps_since_a_token_was_computed(order):
+    power, misses = order + 1, Misses(order)
+    assert misses.expected() is None
+    misses.note(torch.tensor([[4.0, 1.0, 2.0]]), None)
+    assert misses.expected().tolist() == [[4.0, 1.0, 2.0]]
+    misses.note(torch.tensor([[7.0, 7.0, 6.0]]), torch.tensor([[2]]))
+    assert misses.expected().tolist() == [[4.0 * 2**power, 2**power, 6.0]]
+    misses.note(torch.tensor([[7.0, 2**power * 5.0, 7.0]]), torch.tensor([[1]]))
+    expected = [[4.0 * 3**power, 5.0, 6.0 * 2**power]]
+    assert misses.expected().tolist() == expected
+    misses.note(torch.tensor([[3.0**power, 1.0, 2.0**power]]), None)
+    assert misses.expected().tolist() == [[1.0, 1.0, 1.0]]
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_keys_and_values_that_move_along_a_line_are_exact_however_long_tokens_were_left_out(rows):
+    draw = torch.Generator().manual_seed(0)
+    start, change = torch.randn(2, 2, 2, 6, 3, 4, generator=draw)  # of keys and of values
+
+    def at(step):
+        return tuple(start + step * change)
+
+    branch = Branch(order=1)
+    for step in (0, 1):
+        branch.keep("attn", *at(step), step)
+        branch.computed(step)
+    for step, index in ((2, [0, 3]), (3, [0, 1]), (6, [2, 3]), (7, [5, 4])):
+        active = torch.tensor([index, index[::-1]][:rows])
+        fresh = tuple(take(each, active) for each in at(step))
+        for found, true in zip(branch.renew("attn", active, fresh, step), at(step), strict=True):
+            torch.testing.assert_close(found, true, rtol=1e-4, atol=1e-5)
+        branch.computed(step, {6: active})
+    assert branch.bytes() >= 2 * sum(each.nbytes for each in at(0))
+    still = Branch()
+    for step in (0, 1):
+        still.keep("attn", *at(step), step)
+    keys, _ = still.renew("attn", torch.tensor([[0]]), tuple(e[:, :1] for e in at(5)), 5)
+    assert torch.equal(keys[:, 1:], at(1)[0][:, 1:]) and torch.equal(keys[:, :1], at(5)[0][:, :1])
+
+
 @pytest.mark.parametrize(
     ("settings", "wanted"),
     [
         ({"ratio": 0.0}, "ratio must be above 0"),
         ({"dense": (12,)}, "dense must be fractions"),
-        ({"metric": "max"}, "metric must be 'std' or 'l2'"),
+        ({"metric": "max"}, "metric must be 'std', 'l2' or 'error'"),
         ({"tile": (2, 2)}, "tile must be three numbers"),
         ({"starvation": "off"}, "starvation must be 'fair'"),
+        ({"metric": "error"}, "high must be from 0 to 1, and 0 with metric='error'"),
     ],
 )
 def test_settings_that_cannot_be_are_named(settings, wanted):
