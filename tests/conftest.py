@@ -10,8 +10,31 @@ import random
 import numpy as np
 import pytest
 import torch
+from torch.utils._pytree import tree_flatten
+
+from accel import recorder
+from accel.work import count_flops
 
 torch.set_num_threads(1)
+COUNTED = {}
+
+
+def counted_once(denoiser, args, kwargs):
+    """`count_flops`, which traces a model, once for each that tests make many copies of."""
+    leaves, structure = tree_flatten((args, kwargs))
+    config = str(getattr(denoiser, "config", ""))
+    key = (type(denoiser), repr(denoiser), config, str(structure), *map(str, leaves))
+    if key not in COUNTED:
+        COUNTED[key] = count_flops(denoiser, args, kwargs)
+    return COUNTED[key]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def work_counted_once():
+    """Tests of `count_flops` itself have it as it is, in `accel.work`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recorder, "count_flops", counted_once)
+        yield
 
 
 @pytest.fixture(autouse=True)
