@@ -13,12 +13,27 @@ from .positions import rotary_rows
 from .rows import put, take, turned
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Rows of keys and of values that a call computes.
+
+    Attributes:
+        index: (2 B or 1, k).
+        ages: of order 1, steps since each row was computed (2 B or 1, S, 1, 1).
+        age: those of the rows of `index`.
+    """
+
+    index: Tensor
+    ages: Tensor | None = None
+    age: Tensor | None = None
+
+
 @dataclass
 class Branch:
     """What one branch of one denoiser keeps from call to call.
 
     Attributes:
-        attention: keys and values (B, S, H, D) of every token, by attention module.
+        attention: keys of every token, and values behind them, (2 B, S, H, D), by attention module.
         output: what the denoiser returned last, of every token.
         tokens: length of the stream that is gathered.
         lengths: of a merged stream, the text tokens of every sample (B,).
@@ -26,18 +41,18 @@ class Branch:
         since: the step that computed all tokens last.
         order: how keys and values of a token left out are read: 0 as last computed, 1 on the line
             through what was computed last and before.
-        slopes: of order 1, their change per step, by attention module.
+        slopes: of order 1, their change per step.
         when: steps at which tokens were last computed (B or 1, S), by the length S.
     """
 
-    attention: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    attention: dict[str, Tensor] = field(default_factory=dict)
     output: Tensor | None = None
     tokens: int = 0
     lengths: Tensor | None = None
     rows: tuple[int, ...] = ()
     since: int = -1
     order: int = 0
-    slopes: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    slopes: dict[str, Tensor] = field(default_factory=dict)
     when: dict[int, Tensor] = field(default_factory=dict)
 
     def of(self, rows: tuple[int, ...]) -> Branch | None:
@@ -50,48 +65,46 @@ class Branch:
         lengths = None if self.lengths is None else self.lengths[at]
         if lengths is not None and self.lengths is not None and lengths.max() < self.lengths.max():
             return None
+        both = torch.cat([at, at + len(self.rows)])
         return replace(
             self,
-            attention={path: (k[at], v[at]) for path, (k, v) in self.attention.items()},
+            attention={path: pair[both] for path, pair in self.attention.items()},
             output=self.output[at],
             lengths=lengths,
             rows=rows,
-            slopes={path: (k[at], v[at]) for path, (k, v) in self.slopes.items()},
+            slopes={path: pair[both] for path, pair in self.slopes.items()},
             when={n: w if len(w) == 1 else w[at] for n, w in self.when.items()},
         )
 
     def keep(self, path: str, k: Tensor, v: Tensor, step: int) -> None:
         """Keep copies of keys and values of all tokens, computed at `step`."""
-        old, when = self.attention.get(path), self.when.get(k.shape[1])
-        if old is None or old[0].shape != k.shape or old[0].dtype != k.dtype:
-            form = torch.contiguous_format
-            self.attention[path] = k.clone(memory_format=form), v.clone(memory_format=form)
-            self.slopes.pop(path, None)
-            return
-        if self.order and when is not None:
-            age, (keys, values) = _ages(when, step, k), old
-            rises = (k - keys).contiguous(), (v - values).contiguous()  # rows are written into them
-            self.slopes[path] = rises[0].div_(age), rises[1].div_(age)
-        old[0].copy_(k)
-        old[1].copy_(v)
+        new, old, when = torch.cat([k, v]), self.attention.get(path), self.when.get(k.shape[1])
+        self.slopes.pop(path, None)
+        if self.order and when is not None and old is not None and old.shape == new.shape:
+            self.slopes[path] = (new - old).div_(_ages(when, step, new))
+        self.attention[path] = new
 
-    def renew(
-        self, path: str, index: Tensor, fresh: tuple[Tensor, Tensor], step: int
-    ) -> tuple[Tensor, Tensor]:
-        """Keys and values of all tokens at `step`, of which `fresh` are of rows `index`."""
-        kept, slopes = self.attention[path], self.slopes.get(path)
-        if slopes is None:
-            for old, new in zip(kept, fresh, strict=True):
-                put(old, index, new)
-            return kept
-        ages = _ages(self.when[kept[0].shape[1]], step, kept[0])
-        age, ahead = take(ages, index), []
-        for old, slope, new in zip(kept, slopes, fresh, strict=True):
-            ahead.append(torch.addcmul(old, slope, ages))
-            put(slope, index, (new - take(old, index)) / age)
-            put(old, index, new)
-            put(ahead[-1], index, new)
-        return ahead[0], ahead[1]
+    def renew(self, path: str, fresh: Tensor, at: Rows) -> Tensor:
+        """Keys and values of all tokens at a step, of which `fresh` (2 B, k, H, D) are of rows."""
+        old, slope = self.attention[path], self.slopes.get(path)
+        if slope is None:
+            put(old, at.index, fresh)
+            return old
+        ahead = torch.addcmul(old, slope, at.ages)
+        put(slope, at.index, (fresh - take(old, at.index)).div_(at.age))
+        put(old, at.index, fresh)
+        put(ahead, at.index, fresh)
+        return ahead
+
+    def rows_at(self, index: Tensor, length: int, step: int) -> Rows:
+        """What `renew` takes of the rows (B or 1, k) of sequences of `length`."""
+        pair = next(pair for pair in self.attention.values() if pair.shape[1] == length)
+        both = index if len(index) == 1 else index.repeat(2, 1)
+        if length not in self.when:
+            return Rows(both)
+        ages = _ages(self.when[length], step, pair)
+        ages = ages if len(ages) == 1 else ages.repeat(2, 1, 1, 1)
+        return Rows(both, ages, take(ages, both))
 
     def computed(self, step: int, rows: dict[int, Tensor] | None = None) -> None:
         """Note that a call of `step` is over.
@@ -101,17 +114,15 @@ class Branch:
         """
         if not self.order:
             return
-        for keys, _ in self.attention.values():
-            length = keys.shape[1]
-            if rows is None:
-                self.when[length] = torch.full((1, length), float(step), device=keys.device)
+        for pair in () if rows else self.attention.values():
+            length = pair.shape[1]
+            self.when[length] = torch.full((1, length), float(step), device=pair.device)
         for length, index in (rows or {}).items():
             when = self.when[length].expand(len(index), -1)
             self.when[length] = when.scatter(1, index, float(step))
 
     def bytes(self) -> int:
-        pairs = [*self.attention.values(), *self.slopes.values()]
-        held = [*(t for pair in pairs for t in pair), *self.when.values()]
+        held = [*self.attention.values(), *self.slopes.values(), *self.when.values()]
         return sum(t.nbytes for t in [*held, *([] if self.output is None else [self.output])])
 
 
@@ -153,6 +164,7 @@ class Partial:
         self._arguments: dict[int, Any] = {}
         self._kept_alive: list[Any] = []
         self.keys: dict[int, Tensor] = {}
+        self._at: dict[int, Rows] = {}
 
     @property
     def computed(self) -> int:
@@ -184,8 +196,10 @@ class Partial:
         """Queries of computed tokens and text; keys and values of all, those computed renewed."""
         if self.turn is not None:
             q, k = self._turned(q), self._turned(k)
-        index = self._key_rows(kept.attention[path][0].shape[1])
-        return q, *kept.renew(path, index, (k, v), self.step)
+        length = kept.attention[path].shape[1]
+        if length not in self._at:
+            self._at[length] = kept.rows_at(self._key_rows(length), length, self.step)
+        return q, *kept.renew(path, torch.cat([k, v]), self._at[length]).chunk(2)
 
     def _turned(self, rows: Tensor) -> Tensor:
         assert self.turn is not None

@@ -160,16 +160,18 @@ def test_keys_and_values_that_move_along_a_line_are_exact_however_long_tokens_we
         branch.computed(step)
     for step, index in ((2, [0, 3]), (3, [0, 1]), (6, [2, 3]), (7, [5, 4])):
         active = torch.tensor([index, index[::-1]][:rows])
-        fresh = tuple(take(each, active) for each in at(step))
-        for found, true in zip(branch.renew("attn", active, fresh, step), at(step), strict=True):
-            torch.testing.assert_close(found, true, rtol=1e-4, atol=1e-5)
+        fresh = torch.cat([take(each, active) for each in at(step)])
+        found = branch.renew("attn", fresh, branch.rows_at(active, 6, step))
+        torch.testing.assert_close(found, torch.cat(at(step)), rtol=1e-4, atol=1e-5)
         branch.computed(step, {6: active})
     assert branch.bytes() >= 2 * sum(each.nbytes for each in at(0))
     still = Branch()
     for step in (0, 1):
         still.keep("attn", *at(step), step)
-    keys, _ = still.renew("attn", torch.tensor([[0]]), tuple(e[:, :1] for e in at(5)), 5)
-    assert torch.equal(keys[:, 1:], at(1)[0][:, 1:]) and torch.equal(keys[:, :1], at(5)[0][:, :1])
+    rows = still.rows_at(torch.tensor([[0]]), 6, 5)
+    found = still.renew("attn", torch.cat(at(5))[:, :1], rows)
+    assert torch.equal(found[:, 1:], torch.cat(at(1))[:, 1:])
+    assert torch.equal(found[:, :1], torch.cat(at(5))[:, :1])
 
 
 @pytest.mark.parametrize(
