@@ -231,3 +231,12 @@ def test_what_cannot_be_done_is_refused_with_the_reason():
     with pytest.raises(ValueError, match="one-step solvers"):
         call(pipe, "pixart")
     assert isinstance(make("pixart", "ddim").scheduler, DDIMScheduler)
+
+
+def test_compiled_blocks_compute_the_same_tokens():
+    method = RegionAdaptive.by_error(0.5, start=0.4, end=1)
+    expected, _ = run("flux", None, method)
+    pipe = make("flux")
+    pipe.enable_acceleration(method)
+    pipe.transformer.compile_repeated_blocks(backend="eager")
+    torch.testing.assert_close(call(pipe, "flux"), expected)
