@@ -13,8 +13,8 @@ class WorkCounter:
     """Counts linear and convolution layers, and the two products of attention, as they run.
 
     Forward hooks on leaves: a leaf that is skipped, in whatever way, is not counted. Element-wise
-    operations, norms and whatever a method computes for itself are not counted either, and keys that
-    a method kept from former steps are not seen: of regions, take the work that their report tells.
+    operations, norms and whatever a method computes for itself are not counted either, and keys
+    that a method kept from former steps are not seen: of regions, take what their report tells.
 
         with WorkCounter(pipe.transformer) as work:
             pipe(...)

@@ -103,7 +103,6 @@ class Branch:
         if length not in self.when:
             return Rows(both)
         ages = _ages(self.when[length], step, pair)
-        ages = ages if len(ages) == 1 else ages.repeat(2, 1, 1, 1)
         return Rows(both, ages, take(ages, both))
 
     def computed(self, step: int, rows: dict[int, Tensor] | None = None) -> None:
@@ -127,8 +126,9 @@ class Branch:
 
 
 def _ages(when: Tensor, step: int, values: Tensor) -> Tensor:
-    """Steps since tokens were computed, at least 1, to go with `values` (B, S, H, D)."""
-    return (step - when).clamp(min=1)[..., None, None].to(values.dtype)
+    """Steps since tokens were computed, at least 1, to go with keys and values (2 B, S, H, D)."""
+    ages = (step - when).clamp(min=1)[..., None, None].to(values.dtype)
+    return ages if len(ages) == 1 else ages.repeat(2, 1, 1, 1)
 
 
 class Partial:

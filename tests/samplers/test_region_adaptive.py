@@ -58,7 +58,7 @@ def test_samples_of_a_batch_choose_apart(name, scheduler):
 
 @pytest.mark.parametrize(("name", "scheduler"), [EVERY[0], *EVERY[2:4], EVERY[5]])
 def test_lines_of_keys_and_values_are_each_samples_own(name, scheduler, monkeypatch):
-    method = RegionAdaptive.by_error(0.5, start=0.4, end=1)
+    method = RegionAdaptive.by_error(0.5, start=0.4, end=1, dense=(0.6,))
     pair, _ = run(name, scheduler, method, prompt=PROMPTS, seed=(0, 1))
     for i, latents in enumerate(pair.split(len(pair) // 2)):
         alone, _ = run(name, scheduler, method, prompt=PROMPTS[i], seed=i)

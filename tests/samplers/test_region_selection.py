@@ -164,6 +164,12 @@ def test_keys_and_values_that_move_along_a_line_are_exact_however_long_tokens_we
         found = branch.renew("attn", fresh, branch.rows_at(active, 6, step))
         torch.testing.assert_close(found, torch.cat(at(step)), rtol=1e-4, atol=1e-5)
         branch.computed(step, {6: active})
+    branch.keep("attn", *at(9), 9)
+    branch.computed(9)
+    found = branch.renew(
+        "attn", torch.cat(at(12))[:, :1], branch.rows_at(active[:1, :1] * 0, 6, 12)
+    )
+    torch.testing.assert_close(found, torch.cat(at(12)), rtol=1e-4, atol=1e-5)
     assert branch.bytes() >= 2 * sum(each.nbytes for each in at(0))
     still = Branch()
     for step in (0, 1):
