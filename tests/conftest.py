@@ -31,7 +31,7 @@ def counted_once(denoiser, args, kwargs):
 
 @pytest.fixture(autouse=True, scope="session")
 def work_counted_once():
-    """Tests of `count_flops` itself have it as it is, in `accel.work`."""
+    """Tests of `count_flops` have it as it is, as has each method once (`contract.runs.clean`)."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recorder, "count_flops", counted_once)
         yield
