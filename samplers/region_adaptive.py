@@ -15,8 +15,9 @@ from .regions.schedule import Schedule
 from .regions.selection import Metric, Starvation
 from .regions.solvers import check_scheduler
 
-SPARSE = (3 / 7, 4 / 7, 5 / 7, 6 / 7)
-"""Dense steps in between where few tokens are computed: 12, 16, 20 and 24 of 28."""
+BETWEEN = {0.3: (11 / 28, 1 / 2, 17 / 28, 5 / 7, 23 / 28), 0.5: (3 / 7, 4 / 7, 5 / 7, 6 / 7)}
+"""Where steps in between are dense if less than such a share of the tokens is computed: of 28
+steps every third, every fourth."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,9 @@ class RegionAdaptive(Method):
     def by_error(cls, ratio: float = 0.25, **changes: Any) -> RegionAdaptive:
         """What stayed nearest to plain runs on the models that ship (`docs/regions.md`).
 
-        Tokens are chosen by the error to be expected and go on along lines; the first 0.3 and the
-        last 0.07 of the run are dense, and below a ratio of 0.2 the steps at its sevenths.
+        Tokens are chosen by the error to be expected and go on along lines. The first 0.3 and the
+        last 0.07 of the run are dense, and of 28 steps every fourth in between below a ratio of
+        0.5, every third below 0.3.
 
         Args:
             ratio: share of the image's tokens a partial step computes.
@@ -121,7 +123,7 @@ class RegionAdaptive(Method):
         settings = {
             "start": 0.3,
             "end": 0.93,
-            "dense": SPARSE if ratio < 0.2 else (),
+            "dense": next((steps for below, steps in BETWEEN.items() if ratio < below), ()),
             "metric": "error",
             "high": 0.0,
             "order": 1,

@@ -26,7 +26,8 @@ def orthogonalised(matrices: Tensor) -> Tensor:
     """Roughly U Vᵀ of each matrix U S Vᵀ in (N, rows, columns); singular values in 0.7-1.2."""
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
-    x = (x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)).bfloat16()
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
+    x = x.bfloat16() if x.is_cuda else x  # many a CPU has no fast products in half precision
     for _ in range(5):
         gram = x @ x.mT
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x

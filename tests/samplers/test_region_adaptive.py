@@ -139,9 +139,18 @@ def test_tokens_left_out_go_on_along_the_line_through_their_last_two_predictions
     assert left_out == tokens // 2 * 6 and any(len(found) > 4 for found in known.values())
 
 
+@pytest.mark.parametrize(
+    ("ratio", "between"), [(0.5, []), (0.35, [12, 16, 20, 24]), (0.125, [11, 14, 17, 20, 23])]
+)
+def test_the_fewer_tokens_the_more_dense_steps(ratio, between):
+    schedule = RegionAdaptive.by_error(ratio).schedule(28)
+    dense = [step for step in range(28) if not schedule.partial(step)]
+    assert dense == [*range(8), *between, 26, 27]
+
+
 def test_tokens_are_chosen_by_what_their_line_missed_them_by():
     pipe = make("sd3")
-    method = RegionAdaptive.by_error(0.25, start=0.375, end=1)
+    method = RegionAdaptive.by_error(0.25, start=0.375, end=1, dense=())
     with stepped(pipe) as seen:
         pipe.enable_acceleration(method)
         call(pipe, "sd3", steps=8)
