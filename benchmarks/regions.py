@@ -170,7 +170,7 @@ def main(
                 "checkpoint": model.checkpoint[:12],
                 "set": "timing",
                 "ratio": share,
-                "rows": "; ".join(s.row for s in settings),
+                "rows": "; ".join(f"{s.row}: {s.method}" for s in settings),
             }
             known = [c for c in cells.cells.values() if of.items() <= c["fields"].items()]
             code = {"sources": sources(), "tests": passed}  # what was timed stays timed
