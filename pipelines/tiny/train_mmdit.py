@@ -48,6 +48,7 @@ Until = Annotated[float, typer.Option(help="Part of the samples up to which it i
 Rate = Annotated[float, typer.Option(help="Learning rate.")]
 Ratio = Annotated[float, typer.Option(help="Rate of hidden matrices, in units of lr.")]
 Decay = Annotated[float, typer.Option(help="Decay of the averaged weights.")]
+Start = Annotated[Path | None, typer.Option(help="Pipeline folder whose weights to begin with.")]
 Half = Annotated[bool, typer.Option(help="Compute in bfloat16.")]
 
 
@@ -127,6 +128,15 @@ def untrained() -> tuple[SD3Transformer2DModel, nn.ModuleList]:
     )
 
 
+def exported(pipeline: Path) -> tuple[SD3Transformer2DModel, nn.ModuleList]:
+    """The trained parts as a pipeline folder has them."""
+    transformer, encoders = untrained()
+    load_model(transformer, pipeline / "transformer" / "diffusion_pytorch_model.safetensors")
+    for encoder, name in zip(encoders, ("text_encoder", "text_encoder_2"), strict=True):
+        load_model(encoder, pipeline / name / "model.safetensors")
+    return transformer, encoders
+
+
 def averaged(stage: Path) -> tuple[SD3Transformer2DModel, nn.ModuleList]:
     """The trained parts with the averaged weights of one stage of a run."""
     transformer, encoders = untrained()
@@ -185,13 +195,15 @@ def denoiser(
     emphasis: Emphasis = 3.0,
     until: Until = 0.55,
     ema: Decay = 0.998,
+    start: Start = None,
     bf16: Half = True,
 ) -> None:
     """First stage: pictures of 64×64 pixels (goes on if stopped)."""
     data = encoded(folder, load_autoencoder(autoencoder), SIZE, pictures, pairs)
     batches = Batches([data], batch, emphasis, until * samples)
     options: dict[str, Any] = {"samples": samples, "lr": lr, "ema": ema, "bf16": bf16}
-    train(untrained(), batches, muon, words=words, folder=folder / "denoiser", **options)
+    parts = untrained() if start is None else exported(start)
+    train(parts, batches, muon, words=words, folder=folder / "denoiser", **options)
 
 
 @app.command()
@@ -207,15 +219,17 @@ def larger(
     emphasis: Emphasis = 3.0,
     until: Until = 0.55,
     ema: Decay = 0.998,
+    start: Start = None,
     bf16: Half = True,
 ) -> None:
     """Second stage: batches of 128×128 and of 64×64 pixels by turns, on the first stage's weights
-    (goes on if stopped)."""
+    or those to begin with (goes on if stopped)."""
     coder = load_autoencoder(autoencoder)
     data = [encoded(folder, coder, size, pictures, pairs) for size in (LARGE, SIZE)]
     batches = Batches(data, batch, emphasis, until * samples)
     options: dict[str, Any] = {"samples": samples, "lr": lr, "ema": ema, "bf16": bf16}
-    train(averaged(folder / "denoiser"), batches, muon, folder=folder / "larger", **options)
+    parts = averaged(folder / "denoiser") if start is None else exported(start)
+    train(parts, batches, muon, folder=folder / "larger", **options)
 
 
 @app.command()

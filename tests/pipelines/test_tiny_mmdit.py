@@ -20,6 +20,7 @@ from accel.pipelines.tiny.scenes import caption, sample_scenes
 from accel.pipelines.tiny.train_mmdit import (
     Batches,
     app,
+    averaged,
     flow_loss,
     load_autoencoder,
     readers,
@@ -134,6 +135,12 @@ def test_commands_lead_to_a_pipeline_folder(tmp_path: Path, monkeypatch) -> None
     result = _evaluated(tmp_path / "shapes-mmdit", tmp_path / "result.json")
     assert result["n"] == 2 and result["options"]["height"] == 64
     assert result["options"]["max_sequence_length"] == 32
+    again = ["larger", *few, "--start", str(tmp_path / "shapes-mmdit")]
+    result = CliRunner().invoke(app, [*again, "--lr", "1e-9", "--folder", str(tmp_path / "again")])
+    assert result.exit_code == 0, result.output
+    weights = averaged(tmp_path / "again" / "larger")[0].state_dict()
+    for name, weight in pipe.transformer.state_dict().items():
+        torch.testing.assert_close(weights[name], weight, rtol=1e-3, atol=1e-5)
     result = CliRunner().invoke(app, ["export", "--folder", str(run), "--to", "x", "--stage", "y"])
     assert result.exit_code == 2 and "--stage must be denoiser or larger" in result.output
 
