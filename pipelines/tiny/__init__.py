@@ -81,8 +81,13 @@ def write_manifest(folder: Path) -> None:
 
 
 def save(pipe: DiffusionPipeline, folder: Path) -> None:
-    """Writes `pipe` as it ships: in half precision, readable by all, with its manifest."""
+    """Writes `pipe` as it ships: in half precision, readable by all, with its manifest, and
+    without the places on this machine that parts were loaded from."""
     pipe.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    for file in folder.glob("*/config.json"):
+        config = json.loads(file.read_text())
+        config.pop("_name_or_path", None)
+        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     for file in folder.rglob("*.safetensors"):
         file.chmod(0o644)
     write_manifest(folder)

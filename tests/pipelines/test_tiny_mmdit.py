@@ -126,6 +126,7 @@ def test_commands_lead_to_a_pipeline_folder(tmp_path: Path, monkeypatch) -> None
     ):
         result = CliRunner().invoke(app, [*command, "--folder", str(run)])
         assert result.exit_code == 0, result.output
+    assert not [f for f in out.rglob("*.json") if "_name_or_path" in f.read_text()]
     monkeypatch.setattr(tiny, "_HOME", out.parent)
     out.rename(tmp_path / "shapes-mmdit")
     pipe = tiny.load("shapes-mmdit")
