@@ -28,6 +28,7 @@ from .loop import SEGMENT, fit
 from .muon import Muon, hidden_matrices
 from .picture import SIZE, TOKENS, build_tokenizer
 from .picture_loss import shape_places
+from .teacher import Teacher
 from .train_picture import encoded_pictures
 
 LARGE = 2 * SIZE
@@ -64,50 +65,55 @@ def flow_loss(
     encoders: nn.ModuleList,
     readers: Readers,
     batch: tuple[Tensor, Tensor, Tensor],
+    *,
+    emphasis: float = 1.0,
+    teacher: Teacher | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean squared error of the predicted velocity, noise - latents.
 
-    Takes latents (B, 4, h, w), tokens (B, 32) and the emphasis, by how much the places of shapes
-    weigh more; the less of them shows through the noise, the less. The error without weights is
-    logged as "plain". That of `readers` on the words is added.
+    Takes latents (B, 4, h, w), tokens (B, 32) and whether it is early (). If so, the places of
+    shapes weigh more by `emphasis`, the less of them shows through the noise, the less; and where
+    `teacher` knows the noise level, its velocity is the goal. The error without weights is logged
+    as "plain". That of `readers` on the words is added.
     """
-    latents, tokens, emphasis = batch
+    latents, tokens, early = batch
     level = torch.sigmoid(torch.randn(len(latents), device=latents.device))
     sigma = (mmdit.SHIFT * level / (1 + (mmdit.SHIFT - 1) * level))[:, None, None, None]
     noise = torch.randn_like(latents)
     text, pooled = mmdit.embed(encoders, tokens)
-    velocity = transformer(
-        (1 - sigma) * latents + sigma * noise, text, pooled, 1000 * sigma.flatten()
-    ).sample
-    weight = 1 + (emphasis - 1) * shape_places(latents) * (1 - sigma)
-    errors = (velocity.float() - (noise - latents)).square()
+    noisy, goal = (1 - sigma) * latents + sigma * noise, noise - latents
+    velocity = transformer(noisy, text, pooled, 1000 * sigma.flatten()).sample.float()
+    plain = (velocity.detach() - goal).square().mean()
+    if teacher is not None and early:
+        taught, known = teacher(noisy, sigma, tokens)
+        goal = torch.where(known[:, None, None, None], taught, goal)
+    weight = 1 + early * (emphasis - 1) * shape_places(latents) * (1 - sigma)
+    errors = (velocity - goal).square()
     words = readers.of_words(text[:, :TOKENS], tokens)
     total = (errors * weight / weight.mean()).mean() + WORDS_SHARE * words
-    return total, {"plain": errors.mean(), "words": words}
+    return total, {"plain": plain, "words": words}
 
 
 class Batches:
     """Random pictures of one or several sizes, one size per batch, by turns."""
 
-    def __init__(
-        self, data: list[dict[str, Tensor]], batch: int, emphasis: float, until: float
-    ) -> None:
-        """`emphasis` is in force up to the sample number `until`."""
-        self.data, self.batch, self.emphasis, self.until = data, batch, emphasis, until
+    def __init__(self, data: list[dict[str, Tensor]], batch: int, until: float) -> None:
+        """Up to the sample number `until` it is early."""
+        self.data, self.batch, self.until = data, batch, until
         self.empty = build_tokenizer()([""], padding="max_length", return_tensors="pt").input_ids
 
     def __call__(self, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Endless (latents (B, 4, h, w), tokens (B, 32), emphasis ()); `fit` tells by the seed how
+        """Endless (latents (B, 4, h, w), tokens (B, 32), early ()); `fit` tells by the seed how
         many samples were seen."""
         rng = np.random.default_rng(seed)
         seen = seed * SEGMENT * self.batch
-        emphasis = torch.tensor(self.emphasis if seen < self.until else 1.0)
+        early = torch.tensor(seen < self.until)
         while True:
             for data in self.data:
                 rows = torch.from_numpy(rng.integers(len(data["latents"]), size=self.batch))
                 dropped = torch.from_numpy(rng.random((self.batch, 1)) < DROPPED)
                 tokens = torch.where(dropped, self.empty, data["tokens"][rows].long())
-                yield data["latents"][rows].float(), tokens, emphasis
+                yield data["latents"][rows].float(), tokens, early
 
 
 def encoded(folder: Path, model: AutoencoderKL, size: int, count: int, pairs: int):
@@ -129,7 +135,9 @@ def untrained() -> tuple[SD3Transformer2DModel, nn.ModuleList]:
 
 
 def exported(pipeline: Path) -> tuple[SD3Transformer2DModel, nn.ModuleList]:
-    """The trained parts as a pipeline folder has them."""
+    """The trained parts as a pipeline folder has them; a shipped one is verified."""
+    if (pipeline / MANIFEST).is_file():
+        verify(pipeline)
     transformer, encoders = untrained()
     load_model(transformer, pipeline / "transformer" / "diffusion_pytorch_model.safetensors")
     for encoder, name in zip(encoders, ("text_encoder", "text_encoder_2"), strict=True):
@@ -156,10 +164,13 @@ def train(
     muon: float,
     *,
     words: int = 0,
+    emphasis: float,
+    teacher: Teacher | None = None,
     **options,
 ) -> None:
     """Runs `fit`, the transformer's hidden matrices by Muon; before, `words` steps of the text
-    encoders alone, in which they learn which words belong together."""
+    encoders alone, in which they learn which words belong together. For `emphasis` and `teacher`
+    see :func:`flow_loss`."""
     transformer, encoders = parts
     reader = readers()
     if words and not (options["folder"] / "log.jsonl").exists():
@@ -169,7 +180,9 @@ def train(
     with Muon(hidden_matrices(transformer.transformer_blocks), ratio=muon):
         fit(
             {"transformer": transformer, "text": encoders, "readers": reader},
-            lambda batch: flow_loss(transformer, encoders, reader, batch),
+            lambda batch: flow_loss(
+                transformer, encoders, reader, batch, emphasis=emphasis, teacher=teacher
+            ),
             batches,
             batch_size=batches.batch,
             **options,
@@ -195,15 +208,20 @@ def denoiser(
     emphasis: Emphasis = 3.0,
     until: Until = 0.55,
     ema: Decay = 0.998,
+    teacher: Annotated[
+        Path | None, typer.Option(help="Pipeline folder of a U-Net to learn from, up to --until.")
+    ] = None,
     start: Start = None,
     bf16: Half = True,
 ) -> None:
     """First stage: pictures of 64×64 pixels (goes on if stopped)."""
     data = encoded(folder, load_autoencoder(autoencoder), SIZE, pictures, pairs)
-    batches = Batches([data], batch, emphasis, until * samples)
+    batches = Batches([data], batch, until * samples)
     options: dict[str, Any] = {"samples": samples, "lr": lr, "ema": ema, "bf16": bf16}
+    options |= {"words": words, "emphasis": emphasis, "folder": folder / "denoiser"}
     parts = untrained() if start is None else exported(start)
-    train(parts, batches, muon, words=words, folder=folder / "denoiser", **options)
+    learned_from = None if teacher is None else Teacher.of(teacher)
+    train(parts, batches, muon, teacher=learned_from, **options)
 
 
 @app.command()
@@ -226,10 +244,10 @@ def larger(
     or those to begin with (goes on if stopped)."""
     coder = load_autoencoder(autoencoder)
     data = [encoded(folder, coder, size, pictures, pairs) for size in (LARGE, SIZE)]
-    batches = Batches(data, batch, emphasis, until * samples)
+    batches = Batches(data, batch, until * samples)
     options: dict[str, Any] = {"samples": samples, "lr": lr, "ema": ema, "bf16": bf16}
     parts = averaged(folder / "denoiser") if start is None else exported(start)
-    train(parts, batches, muon, folder=folder / "larger", **options)
+    train(parts, batches, muon, emphasis=emphasis, folder=folder / "larger", **options)
 
 
 @app.command()

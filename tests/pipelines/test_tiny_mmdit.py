@@ -86,7 +86,7 @@ def test_the_loss_of_predicting_nothing_is_that_of_velocities() -> None:
     torch.manual_seed(1)
     latents = 2 * torch.randn(16, 4, 16, 16)
     tokens = torch.zeros(16, 32, dtype=torch.long)
-    batch = latents, tokens, torch.tensor(1.0)
+    batch = latents, tokens, torch.tensor(False)
     value, told = flow_loss(transformer, encoders, readers(), batch)
     assert value.item() == pytest.approx(told["plain"].item(), rel=1e-5)  # there are no words
     assert value.item() == pytest.approx(1 + 2**2, rel=0.05)
@@ -104,15 +104,15 @@ def test_encoders_learn_in_seconds_which_words_belong_together() -> None:
     assert reader.of_words(words_of(encoders, unseen), unseen) < 0.2 * before
 
 
-def test_batches_take_turns_and_emphasis_ends() -> None:
+def test_batches_take_turns_and_the_early_part_ends() -> None:
     tokens = torch.ones(8, 32, dtype=torch.long)
     data = [{"latents": torch.zeros(8, 4, s, s), "tokens": tokens} for s in (32, 16)]
-    batches = Batches(data, batch=4, emphasis=3.0, until=1000)
+    batches = Batches(data, batch=4, until=1000)
     stream = batches(7)
     drawn = [next(stream) for _ in range(4)]
     assert [d[0].shape[-1] for d in drawn] == [32, 16, 32, 16]
-    assert {float(d[2]) for d in drawn} == {3.0}
-    assert float(next(batches(8))[2]) == 1.0, "8 segments of 32 batches of 4 are past 1000"
+    assert all(d[2] for d in drawn)
+    assert not next(batches(8))[2], "8 segments of 32 batches of 4 are past 1000"
 
 
 def test_commands_lead_to_a_pipeline_folder(tmp_path: Path, monkeypatch) -> None:
@@ -120,7 +120,7 @@ def test_commands_lead_to_a_pipeline_folder(tmp_path: Path, monkeypatch) -> None
     run, out = tmp_path / "run", tmp_path / "out"
     few = ["--samples", "8", "--batch", "4", "--pictures", "64", "--pairs", "64"]
     for command in (
-        ["denoiser", *few, "--words", "2"],
+        ["denoiser", *few, "--words", "2", "--teacher", str(tiny.path("shapes-t2i"))],
         ["larger", *few],
         ["export", "--to", str(out)],
     ):
