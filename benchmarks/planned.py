@@ -19,6 +19,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch  # noqa: E402
 import typer  # noqa: E402
+from diffusers import FlowMatchEulerDiscreteScheduler  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from accel.calibration import EFFORTS  # noqa: E402
@@ -28,9 +29,9 @@ from benchmarks.conditions import CONDITIONS, changed  # noqa: E402
 from benchmarks.fidelity import RESULTS, OutOfTime, load  # noqa: E402
 from benchmarks.judge import Judge  # noqa: E402
 from benchmarks.options import CACHE, Folders, Minutes, Models, References, Workers, places  # noqa: E402
-from benchmarks.planned_cells import ELSEWHERE, GUARDED, ROWS, Bench, label  # noqa: E402
+from benchmarks.planned_cells import ELSEWHERE, GUARDED, ROWS, Bench, label, sized  # noqa: E402
 from benchmarks.planned_report import write  # noqa: E402
-from benchmarks.settings import OWN, Setting  # noqa: E402
+from benchmarks.settings import OWN, Setting, solver  # noqa: E402
 from benchmarks.shapes import Model  # noqa: E402
 from benchmarks.sweep import PICTURE, RECIPES, STEPS, VIDEO  # noqa: E402
 
@@ -62,8 +63,11 @@ class Work:
         console.log(f"{self.model.name}: {what}", highlight=False)
 
     def bench(self, sampler: str = OWN, only: list[str] | None = None, **how: object) -> Bench:
-        order = [*(PICTURE if hasattr(self.model.pipe, "unet") else VIDEO)]
-        if sampler == "euler":  # of other solvers with as few steps, the best there is
+        pipe = self.model.pipe
+        order = [*(PICTURE if hasattr(pipe, "unet") else VIDEO)]
+        euler = FlowMatchEulerDiscreteScheduler
+        if isinstance(solver(pipe.scheduler, sampler), euler):
+            # of other solvers with as few steps, the best there is
             order[order.index("euler with as few steps")] = "unipc with as few steps"
         rows = (r for r in order if r in (only or order) and r not in RECIPES)
         return Bench(self._make(self.model, sampler=sampler, **how), rows)
@@ -175,7 +179,7 @@ def main(
     try:
         there = [name for name in MODELS if name in tiny.NAMES]
         for name in () if report_only else models or there:
-            model = load(name, elsewhere.get(name))
+            model = sized(load(name, elsewhere.get(name)))
             make = partial(
                 Judge,
                 cells=cells,

@@ -14,7 +14,7 @@ from benchmarks.cells import Cells
 from benchmarks.conditions import CONDITIONS
 from benchmarks.fidelity_report import HEAD, Row, last_checkpoint, texts
 from benchmarks.page import markdown, provenance, terminal
-from benchmarks.planned_cells import ROWS, SAMPLES
+from benchmarks.planned_cells import ROWS, SAMPLES, SIDES
 from benchmarks.planned_picture import draw
 from benchmarks.planned_rows import newest, rows
 from benchmarks.settings import OWN
@@ -35,7 +35,8 @@ def write(cells: Cells, out: Path) -> None:
         checkpoint = last_checkpoint(cells, model)
         if checkpoint is None:
             continue
-        page.append(f"## {model}\n\nCheckpoint sha256 `{checkpoint}…`.\n")
+        side = f", at {SIDES[model]}×{SIDES[model]} pixels" if model in SIDES else ""
+        page.append(f"## {model}\n\nCheckpoint sha256 `{checkpoint}…`{side}.\n")
         picture = out.with_name(f"{out.stem}-{model}.png")
         draw(cells, model, picture)
         page.append(f"![PSNR by computed steps]({picture.name})\n")
