@@ -128,6 +128,41 @@ def invert(block: CausalBlock, z: Tensor, how: Inversion, work: Work | None = No
     return x
 
 
+def sample(
+    blocks: Sequence[CausalBlock],
+    z: Tensor,
+    plan: Sequence[Inversion],
+    backward: Sequence[bool] | None = None,
+) -> tuple[Tensor, list[Work]]:
+    """x (B, T, C) that the flow makes noise z of, and what every block took.
+
+    Args:
+        blocks: in the order in which samples pass them, from the noise on.
+        plan: how each is inverted, as `planned` finds it.
+        backward: of each block, whether it takes the positions from the last to the first.
+
+    Raises:
+        ValueError: `plan` or `backward` has not one entry a block.
+        FloatingPointError: as :func:`invert`.
+    """
+    turned, spent = _turned(blocks, backward), []
+    if len(plan) != len(blocks):
+        raise ValueError(f"plan has {len(plan)} entries for {len(blocks)} blocks; one each")
+    for block, how, turn in zip(blocks, plan, turned, strict=True):
+        work = Work()
+        x = invert(block, z.flip(1) if turn else z, how, work)
+        z = x.flip(1) if turn else x
+        spent.append(work)
+    return z, spent
+
+
+def _turned(blocks: Sequence[CausalBlock], backward: Sequence[bool] | None) -> Sequence[bool]:
+    turned = [False] * len(blocks) if backward is None else backward
+    if len(turned) != len(blocks):
+        raise ValueError(f"backward has {len(turned)} entries for {len(blocks)} blocks; one each")
+    return turned
+
+
 def planned(
     blocks: Sequence[CausalBlock],
     z: Tensor,
@@ -146,7 +181,7 @@ def planned(
         backward: of each block, whether it takes the positions from the last to the first.
     """
     found, tough, most = [], 0, 0
-    turned = backward if backward is not None else [False] * len(blocks)
+    turned = _turned(blocks, backward)
     for i, block in enumerate(blocks):
         z = z.flip(1) if turned[i] else z
         moved = {s: _first_move(block, z, s) for s in ("z", "zero")}

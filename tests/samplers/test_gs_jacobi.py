@@ -6,20 +6,16 @@ import pytest
 import torch
 
 from accel.pipelines.tiny.tarflow import PATCH, SIZE, TarFlow, picture, pictures, trained
-from accel.samplers.gs_jacobi import SEQUENTIAL, Inversion, Work, invert, planned
+from accel.samplers import gs_jacobi
+from accel.samplers.gs_jacobi import SEQUENTIAL, Inversion, invert, planned
 
 flow = functools.cache(trained)
 
 
 def sample(model, z, plan):
     """From noise to tokens, through the blocks from last to first; and the work of each."""
-    spent = []
-    for block, how in zip(reversed(model.blocks), plan, strict=True):
-        work = Work()
-        x = invert(block, z.flip(1) if block.backward else z, how, work)
-        z = x.flip(1) if block.backward else x
-        spent.append(work)
-    return z, spent
+    order = list(reversed(model.blocks))
+    return gs_jacobi.sample(order, z, plan, [block.backward for block in order])
 
 
 def noise(count=4, seed=0):
@@ -105,3 +101,11 @@ def test_overflow_is_an_error_and_clamping_prevents_it():
 def test_bad_settings_are_refused(wrong):
     with pytest.raises(ValueError, match="Inversion"):
         Inversion(**wrong)
+
+
+def test_a_plan_for_other_blocks_is_refused():
+    blocks = list(flow().blocks)
+    with pytest.raises(ValueError, match="plan has 1 entries for 4 blocks"):
+        gs_jacobi.sample(blocks, noise(), [SEQUENTIAL])
+    with pytest.raises(ValueError, match="backward has 2 entries for 4 blocks"):
+        gs_jacobi.sample(blocks, noise(), [SEQUENTIAL] * 4, [True, False])
