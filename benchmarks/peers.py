@@ -198,7 +198,13 @@ class CacheDiT(Peer):
         )
         calibrator = None
         if self.order is not None:
-            calibrator = cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=self.order)
+            # the last block of SD3 gives no text, whose residual the calibrator would ask for
+            parts = [getattr(pipe, name, None) for name in DENOISERS]
+            layers = (m for part in parts if part is not None for m in part.modules())
+            silent = any(getattr(layer, "context_pre_only", None) for layer in layers)
+            calibrator = cache_dit.TaylorSeerCalibratorConfig(
+                taylorseer_order=self.order, enable_encoder_calibrator=not silent
+            )
         cache_dit.enable_cache(pipe, cache_config=config, calibrator_config=calibrator)
 
 

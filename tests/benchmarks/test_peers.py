@@ -84,6 +84,12 @@ def test_cache_dit_follows_its_mask(wan, flux, order):
     assert computed(flux, peer, "flux_distilled", "single_transformer_blocks", 1) == len(steps)
 
 
+def test_cache_dit_forecasts_where_the_last_block_gives_no_text():
+    pytest.importorskip("cache_dit")
+    peer = peers.CacheDiT(mask=peers.mask([0, 1, 2, 5, 9], STEPS), order=1)
+    assert computed(make("sd3"), peer, "sd3", "transformer_blocks", 1) == 5
+
+
 def test_cache_dit_by_threshold_and_nothing_left_on_our_class(wan):
     pytest.importorskip("cache_dit")
     before = type(wan).__call__
