@@ -18,7 +18,7 @@ from benchmarks.cells import Cells
 from benchmarks.judge import Judge
 from benchmarks.settings import Setting, plain, ready
 from benchmarks.shapes import SETS, Model
-from benchmarks.sweep import Sweep, ratio_of
+from benchmarks.sweep import FIRST_BLOCK, Sweep, ratio_of
 
 ROWS = {"normal": "Planned", "high": "Planned, effort high", "gradient": "Planned, gradient fit"}
 """Effort of the calibration -> row of the table, without the guard: its budget is exact."""
@@ -102,6 +102,8 @@ class Bench:
 
     def __init__(self, judge: Judge, rivals: Iterable[str] = ()) -> None:
         self.judge, self._rivals = judge, tuple(rivals)
+        denoiser = judge.model.denoiser
+        blocks = getattr(denoiser, "transformer_blocks", None) or getattr(denoiser, "blocks", ())
         spaced = () if is_flow(judge.model.pipe.scheduler) else (":trailing", ":linspace")
         self._sweep = Sweep(
             judge.attempt,
@@ -110,6 +112,7 @@ class Bench:
             ("", *spaced),
             steps=judge.steps,
             fitted=judge.fitted,
+            first_block=1 / len(blocks) if blocks else FIRST_BLOCK,
         )
 
     def plan(self, budget: int, samples: int = SAMPLES, effort: str = "normal") -> Plan:

@@ -22,7 +22,7 @@ STEPS = 50
 SCHEDULES = ((1, True), (2, True), (3, True), (5, True), (8, True), (1, False))
 """First steps that are all computed, and whether the final one is."""
 FIRST_BLOCK = 1 / 12
-"""Share of the first block in the work of a step."""
+"""Share of the first block in the work of a step of shapes-t2v."""
 SKIPPED = 0.005
 """Most that the skipped steps of a schedule add to the work of a run; no whole step."""
 THRESHOLDS = (0.04, 0.08, 0.14, 0.22, 0.35)
@@ -78,6 +78,7 @@ class Sweep:
         recipes: rows and the methods they stand for.
         steps: of the plain run.
         fitted: calibrates a method of ours by its name, or recalls it.
+        first_block: share of the first block in the work of a step.
     """
 
     def __init__(
@@ -89,9 +90,10 @@ class Sweep:
         recipes: Mapping[str, Method] | None = None,
         steps: int = STEPS,
         fitted: Callable[[str], Method] | None = None,
+        first_block: float = FIRST_BLOCK,
     ) -> None:
         self._attempt, self._magnitudes, self._recipes = attempt, magnitudes, recipes or {}
-        self._fitted = fitted
+        self._fitted, self._first_block = fitted, first_block
         self._sampler, self._spacings, self._steps = sampler, spacings, steps
 
     def choose(self, row: str, ratio: float) -> Setting | None:
@@ -174,7 +176,8 @@ class Sweep:
             peers.mask([*range(0, steps, interval), steps - 1], steps) for interval in range(2, 12)
         ]
         # its first block runs on every step: that much less is left for whole steps
-        work = [FIRST_BLOCK + (1 - FIRST_BLOCK) * sum(mask) / steps for mask in masks]
+        first = self._first_block
+        work = [first + (1 - first) * sum(mask) / steps for mask in masks]
         fitting = [m for m, w in zip(masks, work, strict=True) if within(w, ratio)]
         slow_to_fast = sorted(fitting, key=sum, reverse=True)
         return [self._of(row, peers.CacheDiT(order=1, mask=mask)) for mask in slow_to_fast[:2]]

@@ -18,7 +18,7 @@ from benchmarks.planned_report import ageing, costs, gains, tables, write
 from benchmarks.planned_rows import rows
 from benchmarks.settings import OWN, Setting, plain
 from benchmarks.shapes import Model
-from benchmarks.sweep import SKIPPED, Sweep, Tried, budget, ratio_of, within
+from benchmarks.sweep import SKIPPED, STEPS, Sweep, Tried, budget, ratio_of, within
 from tests.tiny_pipelines import TINY, make
 
 EVERY = [(b, steps) for steps, budgets in BUDGETS.items() for b in budgets]
@@ -54,6 +54,16 @@ def test_masks_are_as_long_as_the_run():
     sweep = Sweep(lambda s: Tried(s, 1.0, sum(s.method.mask) / 28), lambda: (), steps=28)
     found = sweep.choose("cache-dit masks + TaylorSeer", ratio_of(10, 28))
     assert len(found.method.mask) == 28 and found.steps == 28
+
+
+def test_masks_leave_room_for_the_first_block_of_the_model():
+    def attempt(setting):
+        return Tried(setting, 1.0, 1 / 8 + 7 / 8 * sum(setting.method.mask) / STEPS)
+
+    for share, fits in ((1 / 8, True), (1 / 12, False)):
+        sweep = Sweep(attempt, lambda: (), first_block=share)
+        found = sweep.choose("cache-dit masks + TaylorSeer", ratio_of(18))
+        assert (found is not None) == fits
 
 
 def test_cells_of_another_file_are_not_run_again(tmp_path):
