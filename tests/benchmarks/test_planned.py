@@ -13,7 +13,7 @@ from benchmarks.cells import Cells
 from benchmarks.conditions import CONDITIONS, Condition, adapted, changed
 from benchmarks.judge import Judge
 from benchmarks.planned import AGED, BUDGETS, chosen
-from benchmarks.planned_cells import Bench, code, label, made, mark_of, shown
+from benchmarks.planned_cells import Bench, code, label, made, mark_of, shown, sized
 from benchmarks.planned_report import ageing, costs, gains, tables, write
 from benchmarks.planned_rows import rows
 from benchmarks.settings import OWN, Setting, plain
@@ -104,6 +104,12 @@ def test_conditions_change_the_call_and_nothing_else():
         assert (other.options["guidance_scale"], other.options["height"]) == (2.0, 64)
         assert other.pipe is model.pipe and model.options["height"] == 32
     assert len({c.name for c in CONDITIONS}) == len(CONDITIONS)
+
+
+def test_a_model_is_measured_at_the_size_that_is_told():
+    whole = Model("shapes-mmdit", make("sd3"), Path("nowhere"), {"height": 128, "width": 128})
+    assert sized(whole).options == {"height": 64, "width": 64} and whole.options["height"] == 128
+    assert sized(whole).pipe is whole.pipe and sized(model := tiny()) is model
 
 
 def test_parts_can_be_chosen():
