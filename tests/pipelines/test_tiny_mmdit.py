@@ -118,7 +118,7 @@ def test_batches_take_turns_and_the_early_part_ends() -> None:
 def test_commands_lead_to_a_pipeline_folder(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(mmdit.TRANSFORMER, "num_layers", 2)
     run, out = tmp_path / "run", tmp_path / "out"
-    few = ["--samples", "8", "--batch", "4", "--pictures", "64", "--pairs", "64"]
+    few = ["--samples", "8", "--batch", "4", "--pictures", "64", "--pairs", "64", "--no-bf16"]
     for command in (
         ["denoiser", *few, "--words", "2", "--teacher", str(tiny.path("shapes-t2i"))],
         ["larger", *few],
