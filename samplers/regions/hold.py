@@ -30,6 +30,8 @@ class Hold:
 
     Attributes:
         active: tokens (N or 1, k) that the step going on computes; None for all.
+        given: tokens of the first frames, where those are a picture that is not stepped: the model
+            computes them at every step.
         partial: whether a call of the step going on left tokens out.
     """
 
@@ -39,6 +41,7 @@ class Hold:
         self.schedule: Schedule | None = None
         self.grid: Grid | None = None
         self.active: Tensor | None = None
+        self.given = 0
         self.partial = False
         self._patch: Grid = (1, 1, 1)
         self._track: Track | None = None
@@ -73,7 +76,7 @@ class Hold:
     def _end(self, run: Run) -> None:
         self.schedule = self.grid = self.active = self._track = self._mask = None
         self._selection = self._tiles = self._direction = self._regions = self._misses = None
-        self.partial = False
+        self.partial, self.given = False, 0
 
     def begin(self, denoiser: torch.nn.Module, grid: Grid) -> None:
         """At the first call of a run: note how its tokens lie."""
@@ -90,6 +93,8 @@ class Hold:
         """
         assert self._mask is not None
         mask = across(self._mask, len(values), samples)
+        if self._count(values) == self.tokens - self.given:
+            mask = mask[:, self.given :]
         if values.ndim == 3:
             beyond = values.shape[1] - mask.shape[1]
             if beyond:  # pictures to be edited, always computed
@@ -108,7 +113,7 @@ class Hold:
                 f"{self.label} holds predictions between steps, and eta={kwargs['eta']} adds new "
                 f"noise at each; call the pipeline with eta=0"
             )
-        self._check(output)
+        self.given = self._not_stepped(output)
         assert self._direction is not None and self._track is not None
         computed = None
         if not self.partial and self._regions is not None:
@@ -121,25 +126,33 @@ class Hold:
             direction = self._direction.of(output, sample, timestep)
             if self._misses is not None and self._track.known:
                 missed = self._patches(direction - self._track.at(run.index))
-                self._misses.note(scores(missed, "l2"), self.active if self.partial else None)
+                stepped = None if self.active is None else self.active[:, self.given :] - self.given
+                self._misses.note(scores(missed, "l2"), stepped if self.partial else None)
             self._track.add(direction, run.index, computed)
         self._choose(output, run.index + 1)  # before the scheduler, which may write into it
         args, kwargs = _with(output, args, kwargs)
         result = call(*args, **kwargs)
         if run.index + 1 >= run.total and self._regions is not None:
             final = result[0] if isinstance(result, tuple) else result.prev_sample
-            self._regions.latents = self._patches(final).mean(dim=2)
+            means = self._patches(final).mean(dim=2)
+            before = means[:, :1].expand(-1, self.given, -1)  # of given frames it is not told
+            self._regions.latents = torch.cat([before, means], dim=1)
         return result
 
-    def _check(self, output: Tensor) -> None:
-        count = math.prod(output.shape) // max(
-            output.shape[0] * output.shape[self._axis(output)] * math.prod(self._pack(output)), 1
-        )
-        if count != self.tokens:
+    def _count(self, latents: Tensor) -> int:
+        sizes = latents.shape[0] * latents.shape[self._axis(latents)]
+        return latents.numel() // max(sizes * math.prod(self._pack(latents)), 1)
+
+    def _not_stepped(self, output: Tensor) -> int:
+        """Tokens of the frames before those of `output`, where the first are given."""
+        count, frame = self._count(output), math.prod((self.grid or (0,))[1:])
+        given = self.tokens - count
+        if given and (output.ndim != 5 or given < 0 or given % frame):
             raise RuntimeError(
                 f"{self.label}: this pipeline steps {count} tokens of {self.tokens} the model "
                 f"computes, so tokens cannot be told apart; it is not supported"
             )
+        return given
 
     def _axis(self, latents: Tensor) -> int:
         return 2 if latents.ndim == 3 else self.site.family.channels
@@ -157,20 +170,25 @@ class Hold:
         self.partial, self.active, self._mask = False, None, None
         if not self.schedule.partial(index):
             return
+        _, rows, columns = self.grid
+        stepped = self.tokens - self.given
+        grid = stepped // (rows * columns), rows, columns
         if self._tiles is None:
-            self._tiles = Tiles(self.grid, self.settings.tile, output.device)
-        left_out = self._tiles.left_out(self.schedule.left_out(index, self.tokens))
+            self._tiles = Tiles(grid, self.settings.tile, output.device)
+        left_out = self._tiles.left_out(self.schedule.left_out(index, stepped))
         if not left_out:
             return
         score = None if self._misses is None else self._misses.expected()
         if score is None:
             score = scores(self._patches(output), self.settings.metric)
-        score = over_time(score, self.grid, self.settings.continuity)
+        score = over_time(score, grid, self.settings.continuity)
         if not self.settings.per_sample:
             score = score.mean(dim=0, keepdim=True)
         chosen = self._selection.choose(self._tiles.means(score), left_out)
-        self.active = self._tiles.tokens(chosen)
-        mask = torch.zeros_like(score, dtype=torch.bool)
+        tokens = self._tiles.tokens(chosen) + self.given
+        given = torch.arange(self.given, device=tokens.device).expand(len(tokens), -1)
+        self.active = torch.cat([given, tokens], dim=1)
+        mask = self.active.new_zeros(len(score), self.tokens, dtype=torch.bool)
         self._mask = mask.scatter_(1, self.active, True)
         self._regions.active[index] = self.active
 

@@ -50,6 +50,7 @@ DOUBLE_SINGLE: dict[str, Literal["image", "joint"]] = {
     "single_transformer_blocks": "joint",
 }
 CONTROL = "controlnet_block_samples"
+HUNYUAN_VIDEO = Layout(DOUBLE_SINGLE, "last", ("freqs_cis image_rotary_emb", "shared"))
 
 LAYOUTS = {
     "sd3": Layout(
@@ -72,7 +73,8 @@ LAYOUTS = {
     "lumina2": Layout({"layers": "joint"}, "first", ("image_rotary_emb", "batched"), merged=True),
     "pixart": Layout({"transformer_blocks": "image"}),
     "wan": Layout({"blocks": "image"}, rotary=("rotary_emb", "batched"), modulated=4),
-    "hunyuan_video": Layout(DOUBLE_SINGLE, "last", ("freqs_cis image_rotary_emb", "shared")),
+    "hunyuan_video": HUNYUAN_VIDEO,
+    "hunyuan_video_i2v": HUNYUAN_VIDEO,
     "ltx": Layout(
         {"transformer_blocks": "image"}, rotary=("image_rotary_emb", "batched"), modulated=3
     ),
@@ -82,8 +84,6 @@ LAYOUTS = {
 REASONS = {
     "sana": "its feed-forwards are convolutions over the whole picture and its attention sums keys "
     "and values before any query, so that no token can be computed apart",
-    "hunyuan_video_i2v": "its scheduler steps the frames after the first alone, which are not the "
-    "tokens the model computes",
     "qwenimage_edit": "its tokens are modulated in two groups, by their place in the sequence",
     "mochi": "its attention runs over every sample apart, without the padding of its text",
     "dit": "it was not trained as a flow, and its pipeline steps a batch of doubled latents",
@@ -126,6 +126,11 @@ def call_grid(denoiser: torch.nn.Module, called: Mapping[str, Any], axis: int) -
         own = rows[rows[:, 0] == rows[0, 0]]  # pictures to be edited have another number there
         rows_columns = (own.amax(0) - own.amin(0) + 1).tolist()
         return 1, int(rows_columns[1]), int(rows_columns[2])
+    places = called.get("video_coords")
+    if isinstance(places, Tensor):
+        counts = [len(axis.unique()) for axis in places[0]]
+        if math.prod(counts) == latents.shape[1]:  # no tokens of further pictures beside them
+            return counts[0], counts[1], counts[2]
     raise ValueError(
         f"the {latents.shape[1]} tokens of this call are on a grid that its arguments do not "
         f"tell, so regions of them cannot be chosen"
