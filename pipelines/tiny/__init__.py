@@ -41,7 +41,7 @@ _CALLS: dict[str, dict[str, Any]] = {
     "shapes-mmdit": {
         "height": 128,
         "width": 128,
-        "guidance_scale": 4.0,
+        "guidance_scale": 2.0,
         "max_sequence_length": 32,
     },
 }
