@@ -30,8 +30,6 @@ class Hold:
 
     Attributes:
         active: tokens (N or 1, k) that the step going on computes; None for all.
-        given: tokens of the first frames, where those are a picture that is not stepped: the model
-            computes them at every step.
         partial: whether a call of the step going on left tokens out.
     """
 
@@ -41,8 +39,8 @@ class Hold:
         self.schedule: Schedule | None = None
         self.grid: Grid | None = None
         self.active: Tensor | None = None
-        self.given = 0
         self.partial = False
+        self._given = 0  # tokens of first frames that are not stepped: computed at every step
         self._patch: Grid = (1, 1, 1)
         self._track: Track | None = None
         self._mask: Tensor | None = None
@@ -76,7 +74,7 @@ class Hold:
     def _end(self, run: Run) -> None:
         self.schedule = self.grid = self.active = self._track = self._mask = None
         self._selection = self._tiles = self._direction = self._regions = self._misses = None
-        self.partial, self.given = False, 0
+        self.partial, self._given = False, 0
 
     def begin(self, denoiser: torch.nn.Module, grid: Grid) -> None:
         """At the first call of a run: note how its tokens lie."""
@@ -93,8 +91,8 @@ class Hold:
         """
         assert self._mask is not None
         mask = across(self._mask, len(values), samples)
-        if self._count(values) == self.tokens - self.given:
-            mask = mask[:, self.given :]
+        if self._count(values) == self.tokens - self._given:
+            mask = mask[:, self._given :]
         if values.ndim == 3:
             beyond = values.shape[1] - mask.shape[1]
             if beyond:  # pictures to be edited, always computed
@@ -113,7 +111,7 @@ class Hold:
                 f"{self.label} holds predictions between steps, and eta={kwargs['eta']} adds new "
                 f"noise at each; call the pipeline with eta=0"
             )
-        self.given = self._not_stepped(output)
+        self._given = self._not_stepped(output)
         assert self._direction is not None and self._track is not None
         computed = None
         if not self.partial and self._regions is not None:
@@ -126,7 +124,9 @@ class Hold:
             direction = self._direction.of(output, sample, timestep)
             if self._misses is not None and self._track.known:
                 missed = self._patches(direction - self._track.at(run.index))
-                stepped = None if self.active is None else self.active[:, self.given :] - self.given
+                stepped = (
+                    None if self.active is None else self.active[:, self._given :] - self._given
+                )
                 self._misses.note(scores(missed, "l2"), stepped if self.partial else None)
             self._track.add(direction, run.index, computed)
         self._choose(output, run.index + 1)  # before the scheduler, which may write into it
@@ -135,7 +135,7 @@ class Hold:
         if run.index + 1 >= run.total and self._regions is not None:
             final = result[0] if isinstance(result, tuple) else result.prev_sample
             means = self._patches(final).mean(dim=2)
-            before = means[:, :1].expand(-1, self.given, -1)  # of given frames it is not told
+            before = means[:, :1].expand(-1, self._given, -1)  # of given frames it is not told
             self._regions.latents = torch.cat([before, means], dim=1)
         return result
 
@@ -171,7 +171,7 @@ class Hold:
         if not self.schedule.partial(index):
             return
         _, rows, columns = self.grid
-        stepped = self.tokens - self.given
+        stepped = self.tokens - self._given
         grid = stepped // (rows * columns), rows, columns
         if self._tiles is None:
             self._tiles = Tiles(grid, self.settings.tile, output.device)
@@ -185,8 +185,8 @@ class Hold:
         if not self.settings.per_sample:
             score = score.mean(dim=0, keepdim=True)
         chosen = self._selection.choose(self._tiles.means(score), left_out)
-        tokens = self._tiles.tokens(chosen) + self.given
-        given = torch.arange(self.given, device=tokens.device).expand(len(tokens), -1)
+        tokens = self._tiles.tokens(chosen) + self._given
+        given = torch.arange(self._given, device=tokens.device).expand(len(tokens), -1)
         self.active = torch.cat([given, tokens], dim=1)
         mask = self.active.new_zeros(len(score), self.tokens, dtype=torch.bool)
         self._mask = mask.scatter_(1, self.active, True)

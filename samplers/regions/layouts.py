@@ -129,7 +129,7 @@ def call_grid(denoiser: torch.nn.Module, called: Mapping[str, Any], axis: int) -
     places = called.get("video_coords")
     if isinstance(places, Tensor):
         counts = [len(axis.unique()) for axis in places[0]]
-        if math.prod(counts) == latents.shape[1]:  # no tokens of further pictures beside them
+        if math.prod(counts) == latents.shape[1]:  # every place once
             return counts[0], counts[1], counts[2]
     raise ValueError(
         f"the {latents.shape[1]} tokens of this call are on a grid that its arguments do not "

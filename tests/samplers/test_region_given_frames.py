@@ -48,7 +48,7 @@ def run(pipe, seeds=(0, 1), steps=5):
     if isinstance(pipe, diffusers.LTXImageToVideoPipeline):
         prompts = [PROMPTS[seed] for seed in seeds]
         latents = pipe(prompt=prompts, max_sequence_length=16, **common).frames
-        return latents.unflatten(1, (3, 8, 8)).movedim(4, 1) if latents.ndim == 3 else latents
+        return latents.unflatten(1, (3, 8, 8)).movedim(4, 1)
     told = words(2, 0), words(2, 1)
     asked, avoided = ({k: v[list(seeds)] for k, v in one.items()} for one in told)
     negative = {f"negative_{name}": value for name, value in avoided.items()}
