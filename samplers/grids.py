@@ -27,6 +27,8 @@ AYS = {
     "ays-svd": "StableDiffusionVideoSigmas",
 }
 """Align Your Steps: lists for ten steps, of models that preserve variance."""
+FROM_NOISE = ("uniform", "sway", "epss")
+"""Grids of levels from 1, pure noise, which few models that preserve variance know."""
 POLICIES = ("model", "uniform", "sway", "epss", "log-snr", "fitted", *AYS)
 
 
@@ -112,11 +114,15 @@ def _aligned(policy: str, steps: int, alphas: np.ndarray) -> np.ndarray:
 
 
 def within(wanted: np.ndarray, top: float, policy: str) -> np.ndarray:
-    """Sigmas of levels, none above the highest that a variance-preserving model knows.
+    """Sigmas of levels, none above the highest, `top`, that a variance-preserving model knows.
+
+    Grids that begin at pure noise are drawn together to begin there.
 
     Raises:
         ValueError: a published list is for a model of higher levels, and would begin in place.
     """
+    if policy in FROM_NOISE:
+        wanted = wanted * top / (1 + top)
     sigmas = wanted / np.maximum(1 - wanted, 1e-12)
     if policy in AYS and sigmas[1] > top * (1 + 1e-3):
         raise ValueError(

@@ -43,13 +43,13 @@ FEW_STEP = ("LCM", "TCD", "SCM", "ConsistencyModel")
 class Sampler(Method):
     """Another solver, or other noise levels, so that fewer steps are needed; ask for fewer.
 
-    The default, third-order Adams-Bashforth with correction, needs one evaluation a step, like the
-    scheduler it stands in for, and is deterministic. Nothing is skipped: the gain is that 12 steps
-    do what 20 or 30 did.
+    The default, second-order Adams-Bashforth, needs one evaluation a step, like the scheduler it
+    stands in for, and is deterministic. Nothing is skipped: the gain is that 12 steps do what 16
+    of Euler did; at 20 the error is little more than half of Euler's.
 
     Attributes:
         solver: a name of `SOLVERS`, or "own" to keep the pipeline's scheduler.
-        options: of the solver's config, such as (("order", 2),); a dict is taken too.
+        options: of the solver's config, such as (("order", 3),); a dict is taken too.
         grid: where the steps lie: "model" (as diffusers has them), "uniform", "sway", "epss",
             "log-snr", "ays-sd", "ays-sdxl", "ays-svd", or "fitted" for `levels`.
         sway: coefficient of the grids "sway" and "epss", -1 to 1.75.
@@ -61,7 +61,7 @@ class Sampler(Method):
     """
 
     solver: str = "AdamsBashforth"
-    options: tuple[tuple[str, bool | int | float | str], ...] = (("order", 3), ("correct", True))
+    options: tuple[tuple[str, bool | int | float | str], ...] = ()
     grid: Literal[
         "model", "uniform", "sway", "epss", "log-snr", "fitted", "ays-sd", "ays-sdxl", "ays-svd"
     ] = "model"
@@ -75,8 +75,6 @@ class Sampler(Method):
     def __post_init__(self) -> None:
         if isinstance(self.options, Mapping):
             object.__setattr__(self, "options", tuple(self.options.items()))
-        if self.solver != "AdamsBashforth" and self.options == type(self).options:
-            object.__setattr__(self, "options", ())
         falling = all(a > b for a, b in zip(self.levels, self.levels[1:], strict=False))
         own = self.solver == "own"
         check_fields(

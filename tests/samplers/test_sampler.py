@@ -186,6 +186,19 @@ def test_align_your_steps_on_sdxl_and_on_stable_video(solver):
         call(pipe, "sdxl", steps=10)
 
 
+@pytest.mark.parametrize("solver", ["AdamsBashforth", "own"])
+@pytest.mark.parametrize("grid", ["uniform", "sway", "epss", "log-snr"])
+def test_grids_begin_where_a_model_that_preserves_variance_does(solver, grid):
+    """Levels above its highest would begin in place, where a step has no length."""
+    pipe = make("sd", "euler")
+    pipe.enable_acceleration(Sampler(solver, grid=grid))
+    assert call(pipe, "sd", steps=10).isfinite().all()
+    times, sigmas = pipe.scheduler.timesteps, pipe.scheduler.sigmas
+    assert (times[1:] < times[:-1]).all() and (sigmas[1:] < sigmas[:-1]).all()
+    assert float(times[0]) == pytest.approx(999)
+    assert float(sigmas[0]) == pytest.approx(14.6, abs=0.1)
+
+
 def test_sway_and_epss():
     even = 1 - levels("sway", 8, coefficient=0.0)
     assert even == pytest.approx([i / 8 for i in range(9)])
