@@ -202,8 +202,13 @@ class StepClock:
         total, sigmas = noise_levels(self._pipe(), self._scheduler)
         self.run = Run(self._key, active.get(), total=total, sigmas=sigmas)
         active.set(self.run)
-        for hook in self.on_begin:
-            hook(self.run)
+        try:
+            for hook in self.on_begin:
+                hook(self.run)
+        except BaseException:  # a method refuses the run
+            self.run.failed = True
+            self.end(self.run)
+            raise
         return self.run
 
     def end(self, run: Run | None) -> None:

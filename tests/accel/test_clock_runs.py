@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from accel.patch import active_key
+from accel.samplers import RegionAdaptive
 from tests.probes import HALF, Watch, computed, plain, skipped
 from tests.tiny_pipelines import SCHEDULERS, call, make
 
@@ -171,6 +172,19 @@ def test_no_run_is_left_by_an_error_before_the_first_step():
     with pytest.raises(ValueError, match="total"):
         pipe.progress_bar()
     assert active_key() is None
+
+
+def test_a_run_that_a_method_refuses_is_not_left_open():
+    pipe = make("wan", "flow_euler")
+    pipe.enable_acceleration(RegionAdaptive(0.5))
+    own, pipe.scheduler = pipe.scheduler, make("wan").scheduler
+    with pytest.raises(ValueError, match="one-step solvers"):
+        call(pipe, "wan")
+    assert active_key() is None
+    other = make("sd")
+    assert torch.equal(call(other, "sd"), plain("sd"))
+    pipe.scheduler = own
+    assert call(pipe, "wan").isfinite().all()
 
 
 def test_traceback_names_what_wrapped_what():
