@@ -29,6 +29,25 @@ def counted_once(denoiser, args, kwargs):
     return COUNTED[key]
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """What tests keep for the session is kept per process: those of a file share one, and those of
+    the contract that are of one method on one pipeline."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    from tests.contract import PAIRS
+
+    pairs = [f"{row}-{name}]" for row, name in PAIRS]
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            contract = file.endswith("test_contract.py")
+            return next((p for p in pairs if contract and nodeid.endswith(p)), file)
+
+    return Together(config, log)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def work_counted_once():
     """Tests of `count_flops` have it as it is, as has each method once (`contract.runs.clean`)."""
