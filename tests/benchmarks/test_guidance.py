@@ -6,8 +6,9 @@ from accel.pipelines import tiny
 from accel.samplers import METHODS
 from accel.samplers.guidance import Guidance
 from benchmarks import fidelity
+from benchmarks.beside_fewer import measure, rows, write
 from benchmarks.cells import Cells
-from benchmarks.guidance import CALIBRATED, STEPS, guided_by, measure, rows, ways, write
+from benchmarks.guidance import CALIBRATED, INTRODUCTION, STEPS, guided_by, settings, ways
 from benchmarks.judge import Judge
 
 
@@ -28,7 +29,7 @@ def test_a_run_judges_times_and_sets_plain_steps_beside(tmp_path):
     judge = Judge(model, cells, tmp_path, workers=0, batch=2, steps=4, under="guidance 3")
     chosen = ["HeldGuidance, nothing held", CALIBRATED]
     for _ in range(2):
-        measure(judge, chosen, 1, 1, math.inf)
+        measure(judge, settings(judge, chosen), 1, 1, math.inf)
         made = len(cells.cells)
     assert len(cells.cells) == made and model.options["guidance_scale"] == 3.0
     (under,) = {c["fields"]["under"] for c in cells.cells.values()}
@@ -40,7 +41,7 @@ def test_a_run_judges_times_and_sets_plain_steps_beside(tmp_path):
     fewer = [line for line in table if line[1] == "plain"]
     assert {line[-1] for line in fewer} <= {"3 steps", "4 steps"} and fewer
     assert [line[3] for line in table] == sorted((line[3] for line in table), reverse=True)
-    write(cells, tmp_path / "guidance.json")
+    write(cells, tmp_path / "guidance.json", INTRODUCTION)
     text = (tmp_path / "guidance.md").read_text()
     assert "## shapes-t2i, 4 steps, guidance 3" in text and "| HeldGuidance, nothing held |" in text
 
@@ -48,5 +49,6 @@ def test_a_run_judges_times_and_sets_plain_steps_beside(tmp_path):
 def test_out_of_time_begins_nothing(tmp_path):
     cells = Cells(tmp_path / "guidance.json")
     model = guided_by(fidelity.load("shapes-t2i", None), 2.0)
-    measure(Judge(model, cells, tmp_path, workers=0, steps=4), None, 1, 1, -math.inf)
+    judge = Judge(model, cells, tmp_path, workers=0, steps=4)
+    measure(judge, settings(judge, None), 1, 1, -math.inf)
     assert not cells.cells

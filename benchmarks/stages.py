@@ -1,0 +1,91 @@
+"""What a part of the steps at a lower resolution saves, and at what price, beside fewer steps.
+
+`ResolutionStages` with 28 steps of flow Euler on `shapes-mmdit`, which was trained at the size it
+runs at and at half of it, and on `shapes-t2v`, which knows one size. Run as
+`python benchmarks/stages.py`; an interrupted run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch  # noqa: E402
+import typer  # noqa: E402
+
+from accel.samplers import ResolutionStages  # noqa: E402
+from benchmarks.beside_fewer import COLUMNS, measure, write  # noqa: E402
+from benchmarks.cells import Cells  # noqa: E402
+from benchmarks.fidelity import RESULTS, load  # noqa: E402
+from benchmarks.green import green  # noqa: E402
+from benchmarks.judge import Judge  # noqa: E402
+from benchmarks.options import CACHE, Folders, Minutes, References, Workers, places  # noqa: E402
+from benchmarks.settings import Setting  # noqa: E402
+
+MODELS = ("shapes-mmdit", "shapes-t2v")
+SAMPLER, STEPS = "euler", 28
+WAYS = {
+    "three quarters, then whole (LightX2V)": ResolutionStages(),
+    "whole, three quarters, whole (bottleneck)": ResolutionStages((1.0, 0.75, 1.0), (0.2, 0.7)),
+    "half for a quarter of the steps": ResolutionStages((0.5, 1.0), (0.25,)),
+    "half for half of the steps": ResolutionStages((0.5, 1.0)),
+    "half for half of the steps, unshifted": ResolutionStages((0.5, 1.0), shift=1.0),
+    "half for three quarters of the steps": ResolutionStages((0.5, 1.0), (0.75,)),
+}
+FOLDERS = ("accel", "samplers")
+"""Sources of what is measured."""
+TESTS = ("tests/samplers/test_resolution.py",)
+INTRODUCTION = f"""# Low resolution first
+
+Made by `python benchmarks/stages.py`; every number is in the JSON file beside this page.
+
+Runs of {STEPS} steps of flow Euler. {COLUMNS} Stages draw noise anew
+where the resolution changes, so that a sample is another one than that of the plain run: judge them
+by adherence, beside plain runs of as much work.
+
+"""
+
+
+def main(
+    models: Annotated[
+        list[str] | None, typer.Option("--model", help="Which; both if none.")
+    ] = None,
+    folder: Folders = None,
+    row: Annotated[list[str] | None, typer.Option(help="Rows; all if none.")] = None,
+    samples: Annotated[int, typer.Option(help="Captions.")] = 32,
+    turns: Annotated[int, typer.Option(min=0, help="Times that everything is timed.")] = 5,
+    workers: Workers = 2,
+    batch: Annotated[int, typer.Option(help="Samples made in one go.")] = 4,
+    minutes: Minutes = 1e9,
+    tests: Annotated[bool, typer.Option("--tests/--skip-tests", help="While developing.")] = True,
+    report_only: Annotated[bool, typer.Option(help="Only write the tables.")] = False,
+    references: References = CACHE,
+    out: Annotated[Path, typer.Option(help="Results; .md goes beside.")] = RESULTS / "stages.json",
+) -> None:
+    """Measure what is missing, then write the tables."""
+    torch.set_num_threads(1)
+    elsewhere = places(folder)
+    until, cells = time.monotonic() + 60 * minutes, Cells(out)
+    if tests and not report_only:
+        green(TESTS, out.parent, FOLDERS)
+    for name in () if report_only else models or MODELS:
+        judge = Judge(
+            load(name, elsewhere.get(name)),
+            cells,
+            references,
+            sampler=SAMPLER,
+            workers=workers,
+            batch=batch,
+            steps=STEPS,
+        )
+        ways = [Setting(k, m, SAMPLER, STEPS) for k, m in WAYS.items() if k in (row or [k])]
+        measure(judge, ways, samples, turns, until)
+    write(cells, out, INTRODUCTION)
+
+
+if __name__ == "__main__":
+    typer.run(main)
