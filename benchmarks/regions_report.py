@@ -86,6 +86,8 @@ def _row(ratio: float, name: str, cell: Cell, own: dict[str, Any] | None) -> lis
         f"{100 * m['adherence_change']:+.2f} ({100 * m['adherence_change_low']:+.2f})",
         f"{m['all_right']:.1%}",
     ]
+    if own is None and fields["by"] == "ours":
+        return [*line, *["–"] * 5]  # the work of kept keys is known from the report of a timed run
     if own is None:
         return [*line, "–", f"{m['work']:.1%}", f"{1 / m['work']:.2f}", "–", "–"]
     spread = f"{own['speedup']:.2f} ({own['speedup_low']:.2f}–{own['speedup_high']:.2f})"
