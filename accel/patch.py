@@ -210,6 +210,7 @@ class PatchStack:
         self.key = key
         self._slots: dict[Slot, Chain] = {}
         self._values: list[tuple[Any, str, bool, Any, Any]] = []
+        self._yielding: set[tuple[int, str]] = set()
         self._shared: list[Hold] = []
 
     def call(self, module: torch.nn.Module, handler: Handler, label: str) -> None:
@@ -226,9 +227,15 @@ class PatchStack:
         slot = Slot.of(owner, name) or Slot(owner, name, always)
         self._slots[slot] = slot.add(self.key, handler, label)
 
-    def set(self, owner: Any, name: str, value: Any) -> None:
-        """Set the instance attribute `owner.name`."""
+    def set(self, owner: Any, name: str, value: Any, yields: bool = False) -> None:
+        """Set the instance attribute `owner.name`.
+
+        Args:
+            yields: what somebody else sets there later is no conflict, and stays.
+        """
         self._values.append((owner, name, name in vars(owner), vars(owner).get(name), value))
+        if yields:
+            self._yielding.add((id(owner), name))
         vars(owner)[name] = value
 
     def share(self, owner: Any, name: str, value: Any) -> None:
@@ -269,7 +276,7 @@ class PatchStack:
                 overwritten by `compile()` is no conflict: it is left as compiled.
         """
         for owner, name, _, _, value in self._values:
-            if vars(owner).get(name) is not value:
+            if vars(owner).get(name) is not value and (id(owner), name) not in self._yielding:
                 raise PatchConflict(self._conflict(owner, name))
         for hold in self._shared:
             if hold.shared.overwritten:
@@ -278,7 +285,9 @@ class PatchStack:
             if slot.name != CALL and slot.owner is not None and not slot.in_place():
                 raise PatchConflict(self._conflict(slot.owner, slot.name))
         while self._values:
-            owner, name, present, before, _ = self._values.pop()
+            owner, name, present, before, value = self._values.pop()
+            if vars(owner).get(name) is not value:
+                continue
             if present:
                 vars(owner)[name] = before
             else:

@@ -47,6 +47,8 @@ class Integrator(SchedulerMixin, ConfigMixin, abc.ABC):
     order = 1
     history = 1
     repeats = False
+    movable = True
+    """Whether noise levels that are moved during a run are heeded."""
     init_noise_sigma = 1.0
     _step_index: int | None = None
     _begin_index: int | None = None
@@ -125,6 +127,13 @@ class Integrator(SchedulerMixin, ConfigMixin, abc.ABC):
         if not isinstance(config, Mapping):
             return super().from_config(config, return_unused_kwargs, **kwargs)
         values, known = translated(config), cls._get_init_keys(cls)
+        flow = values.get("prediction_type", FLOW) == FLOW and "shift" in values
+        if values and not flow and "beta_schedule" not in values:
+            raise ValueError(
+                f"the scheduler whose config this is belongs to neither a flow nor a model that "
+                f"preserves variance (it has no beta_schedule), and {cls.__name__} would ask the "
+                f"model at wrong noise levels; keep the pipeline's own scheduler"
+            )
         used = {k: v for k, v in values.items() if k in known}
         made, rest = super().from_config(used, True, **kwargs)
         kept = {k: v for k, v in values.items() if k not in known and not k.startswith("_")}
@@ -254,7 +263,8 @@ class Integrator(SchedulerMixin, ConfigMixin, abc.ABC):
         i = self._step_index
         if i + 1 >= len(self._levels):
             raise RuntimeError(f"all {i} steps are done; call set_timesteps to begin another run")
-        level, after = self._levels[i], self._levels[i + 1]
+        now = self.sigmas[i : i + 2].tolist()  # stages of resolution move them during a run
+        self._levels[i : i + 2] = level, after = [self._level(s) for s in now]
         work = torch.promote_types(sample.dtype, torch.float32)
         x, output = sample.to(work), model_output.to(work)
         y = x / level.scale
