@@ -124,11 +124,11 @@ class Starter:
             torch.Generator("cpu").manual_seed(self.method.seed + i) for i in range(len(held))
         ]
         noise = randn_tensor(held.shape, generators, held.device, held.dtype)
-        times = scheduler.timesteps[:1].repeat(len(held))
-        mix = getattr(scheduler, "scale_noise", None)
-        if mix is not None:
-            held.copy_(mix(anchor, times, noise))
+        level = noise_levels(SimpleNamespace(), scheduler)[1][0]
+        if is_flow(scheduler) and level is not None:
+            held.copy_((1 - level) * anchor + level * noise)
         else:
+            times = scheduler.timesteps[:1].repeat(len(held))
             held.copy_(scheduler.add_noise(anchor, noise, times))
         self._anchor = self._latents = None
 
