@@ -113,17 +113,11 @@ class Parallel:
         self._sign = -1 if converter.config.invert_sigmas else 1
         self._times = [float(t) for t in scheduler.timesteps[cut : cut + total].tolist()]
         if isinstance(scheduler, DDIMScheduler):
-            ends = [*self._times[1:], -1]
-            alphas = [float(scheduler.alphas_cumprod[int(t)]) for t in self._times]
-            after = [
-                float(scheduler.final_alpha_cumprod if t < 0 else scheduler.alphas_cumprod[int(t)])
-                for t in ends
-            ]
-            bars = [*alphas, after[-1]]
-            self._levels = [Level(bar**0.5, (1 - bar) ** 0.5) for bar in bars]
+            self._starts, self._ends = _of_ddim(scheduler, self._times)
         else:
             sigmas = scheduler.sigmas[cut : cut + total + 1].tolist()
-            self._levels = [converter._level(float(s)) for s in sigmas]
+            levels = [converter._level(float(s)) for s in sigmas]
+            self._starts, self._ends = levels[:-1], levels[1:]
 
     def _forget(self, run: Run) -> None:
         self._algorithm = self._end = self._held = self._first = None
@@ -194,7 +188,7 @@ class Parallel:
         if run is None or self._end is not None:
             return self._reply(self._end if self._end is not None else sample, rest)
         if self._algorithm is None:
-            self._algorithm = self._make(self._levels, sample.float())
+            self._algorithm = self._make([*self._starts, self._ends[-1]], sample.float())
             self._asks = next(self._algorithm)
             if len(self._asks) != 1:
                 raise AssertionError("an algorithm asks for the first state alone, first")
@@ -217,7 +211,7 @@ class Parallel:
     def _reached(self, output: Tensor, dtype: torch.dtype) -> list[Tensor]:
         found = []
         for ask, one in zip(self._asks, output.chunk(len(self._asks)), strict=True):
-            level, after = self._levels[ask.start], self._levels[ask.end]
+            level, after = self._starts[ask.start], self._ends[ask.end - 1]
             state = ask.state.to(dtype).float()
             velocity = self._sign * velocity_of(self._kind, one.float(), state, level)
             moved = state / level.scale + (after.g - level.g) * velocity
@@ -228,3 +222,18 @@ class Parallel:
     def _reply(state: Tensor, rest: dict[str, Any]) -> Any:
         state = state.clone()  # a pipeline may write into what it is given
         return SchedulerOutput(prev_sample=state) if rest.get("return_dict", True) else (state,)
+
+
+def _of_ddim(scheduler: DDIMScheduler, times: list[float]) -> tuple[list[Level], list[Level]]:
+    """The levels at which the steps from `times` start and end, as DDIM itself has them.
+
+    A step ends T // N timesteps further down, which is where the next one starts only if the
+    timesteps are spaced so ("leading").
+    """
+    length = scheduler.config["num_train_timesteps"] // scheduler.num_inference_steps
+
+    def at(t: int) -> Level:
+        bar = float(scheduler.alphas_cumprod[t] if t >= 0 else scheduler.final_alpha_cumprod)
+        return Level(bar**0.5, (1 - bar) ** 0.5)
+
+    return [at(int(t)) for t in times], [at(int(t) - length) for t in times]

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
 from accel import Plan
 from accel.caching import FasterCache, TaylorSeer
@@ -128,6 +129,22 @@ def test_in_a_pipeline(name, scheduler):
     assert found.isfinite().all() and torch.equal(call(pipe, name, steps=6), found)
     pipe.disable_acceleration()
     assert footprint(pipe) == before and torch.equal(call(pipe, name, steps=6), plain)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+@pytest.mark.parametrize("end", [None, 0.6])
+def test_steps_of_ddim_end_where_ddim_ends_them(spacing, end):
+    """Be it short of the next timestep or beyond it, and at a part of the run."""
+    pipe = make("sdxl", "ddim")
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing=spacing)
+    settings = {"steps": 7, "denoising_end": end}
+    plain = call(pipe, "sdxl", **settings)
+    pipe.enable_acceleration(ParaDiGMS(window=3, tolerance=0.0))
+    torch.testing.assert_close(call(pipe, "sdxl", **settings), plain, rtol=2e-3, atol=2e-3)
+    pipe.enable_acceleration(SRDS(0.0, blocks=7))  # a step each
+    with pytest.warns(UserWarning, match="did not come as near as its tolerance"):
+        found = call(pipe, "sdxl", **settings)
+    torch.testing.assert_close(found, plain, rtol=2e-3, atol=2e-3)
 
 
 def test_parareal_in_a_pipeline():
