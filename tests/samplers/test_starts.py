@@ -4,11 +4,22 @@ import copy
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    CogVideoXVideoToVideoPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    HunyuanVideoImageToVideoPipeline,
+    LTXConditionPipeline,
+    LTXImageToVideoPipeline,
+    StableVideoDiffusionPipeline,
+    WanImageToVideoPipeline,
+    WanPipeline,
+    WanVideoToVideoPipeline,
+)
+from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
 
 from accel.samplers import FrameLevels, Sampler, SharedNoise, TruncatedStart
 from accel.samplers.frame_levels import per_token
-from accel.samplers.shared_noise import shared
+from accel.samplers.shared_noise import content_of, shared
 from tests.probes import footprint
 from tests.tiny_pipelines import call, make
 
@@ -46,7 +57,7 @@ def test_shared_noise_has_the_variance_and_correlation_it_says(preserve, deviati
     assert float(correlation[0, 1]) == pytest.approx(first, abs=0.03)
 
 
-@pytest.mark.parametrize("name", ["wan", "cogvideox", "ltx", "animatediff"])
+@pytest.mark.parametrize("name", ["wan", "wan_i2v", "cogvideox", "ltx", "animatediff"])
 def test_shared_noise_in_pipelines(name):
     pipe = make(name)
     plain = call(pipe, name, steps=2)
@@ -63,6 +74,47 @@ def test_shared_noise_in_pipelines(name):
         assert torch.equal(start.select(axis, 0), start.select(axis, 1))
     pipe.disable_acceleration()
     assert footprint(pipe) == before and torch.equal(call(pipe, name, steps=2), plain)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "content"),
+    [
+        ("wan", WanVideoToVideoPipeline, "video, timestep"),
+        ("cogvideox", CogVideoXVideoToVideoPipeline, "video, timestep"),
+        ("ltx", LTXImageToVideoPipeline, "image"),
+    ],
+)
+def test_noise_is_not_shared_where_latents_hold_a_picture(name, kind, content):
+    parts = {key: value for key, value in make(name).components.items() if value is not None}
+    parts.pop("transformer_2", None)
+    pipe = kind(**parts)
+    before = footprint(pipe)
+    with pytest.raises(ValueError, match=f"^{kind.__name__} makes its first latents of {content} "):
+        pipe.enable_acceleration(SharedNoise())
+    assert footprint(pipe) == before
+    pipe.enable_acceleration(SharedNoise(share=0))
+
+
+def test_what_the_first_latents_are_made_of():
+    class Other(WanImageToVideoPipeline):
+        pass
+
+    for kind in (WanPipeline, WanImageToVideoPipeline, Other, StableVideoDiffusionPipeline):
+        assert content_of(kind) == ()
+    found = content_of(HunyuanVideoImageToVideoPipeline)  # a thousandth of the picture
+    assert found == ("image", "image_condition_type")
+
+
+def test_noise_is_shared_where_a_picture_could_have_been_given():
+    pipe = LTXConditionPipeline(**make("ltx", "flow_euler").components)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.enable_acceleration(SharedNoise(share=1.0))
+    begun = samples_of(pipe)
+    call(pipe, "ltx", steps=1)
+    assert torch.equal(frame(begun[0], 0), frame(begun[0], 1))
+    given = LTXVideoCondition(image=torch.rand(3, 32, 32), frame_index=0)
+    with pytest.raises(ValueError, match="makes its first latents of conditions as well as of"):
+        call(pipe, "ltx", steps=1, conditions=[given])
 
 
 def call_frames(pipe):
