@@ -20,6 +20,7 @@ from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
 from accel.samplers import FrameLevels, Sampler, SharedNoise, TruncatedStart
 from accel.samplers.frame_levels import per_token
 from accel.samplers.shared_noise import content_of, shared
+from accel.samplers.truncated_start import Starter
 from tests.probes import footprint
 from tests.tiny_pipelines import call, make
 
@@ -180,6 +181,29 @@ def test_a_start_beside_a_sampler_and_in_a_batch():
     pipe.enable_acceleration(TruncatedStart(0.6), Sampler())
     with pytest.raises(RuntimeError, match="list TruncatedStart after Sampler"):
         call(pipe, "wan", steps=6, latents=anchor)
+
+
+@pytest.mark.parametrize(
+    ("name", "checks"), [("flux", True), ("flux", False), ("ltx", True), ("wan", True)]
+)
+def test_a_run_that_fails_before_its_loop_leaves_nothing_to_the_next(name, checks, monkeypatch):
+    """In pipelines that make latents before levels (flux, ltx), or levels before latents."""
+    if not checks:  # some pipelines check no inputs
+        monkeypatch.setattr(
+            Starter, "_called", lambda self, call, *args, **rest: call(*args, **rest)
+        )
+    pipe, anchor = make(name), latents_of(name)
+    pipe.enable_acceleration(TruncatedStart(0.6))
+    seen = samples_of(pipe)
+    expected = call(pipe, name, steps=7, latents=anchor)
+    call(pipe, name, steps=20, latents=anchor)
+    own = pipe.transformer
+    pipe.transformer = make(name).transformer
+    with pytest.raises(RuntimeError, match=r"pipe\.transformer was replaced"):
+        call(pipe, name, steps=20, latents=3 * anchor)
+    pipe.transformer, begun = own, len(seen)
+    found = call(pipe, name, steps=7, latents=anchor)
+    assert torch.equal(seen[begun], seen[0]) and torch.equal(found, expected)
 
 
 def test_starts_that_cannot_be_are_refused():
