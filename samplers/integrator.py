@@ -47,8 +47,7 @@ class Integrator(SchedulerMixin, ConfigMixin, abc.ABC):
     order = 1
     history = 1
     repeats = False
-    movable = True
-    """Whether noise levels that are moved during a run are heeded."""
+    movable = True  # whether noise levels that are moved during a run are heeded
     init_noise_sigma = 1.0
     _step_index: int | None = None
     _begin_index: int | None = None
@@ -127,13 +126,6 @@ class Integrator(SchedulerMixin, ConfigMixin, abc.ABC):
         if not isinstance(config, Mapping):
             return super().from_config(config, return_unused_kwargs, **kwargs)
         values, known = translated(config), cls._get_init_keys(cls)
-        flow = values.get("prediction_type", FLOW) == FLOW and "shift" in values
-        if values and not flow and "beta_schedule" not in values:
-            raise ValueError(
-                f"the scheduler whose config this is belongs to neither a flow nor a model that "
-                f"preserves variance (it has no beta_schedule), and {cls.__name__} would ask the "
-                f"model at wrong noise levels; keep the pipeline's own scheduler"
-            )
         used = {k: v for k, v in values.items() if k in known}
         made, rest = super().from_config(used, True, **kwargs)
         kept = {k: v for k, v in values.items() if k not in known and not k.startswith("_")}
@@ -295,10 +287,8 @@ class Integrator(SchedulerMixin, ConfigMixin, abc.ABC):
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Clean samples (B, …) at the levels of `timesteps` (B,), for image-to-image."""
         begin = self._begin_index if self._step_index is None else self._step_index
-        if begin is not None:
-            found = [self._levels[begin]] * len(timesteps)
-        else:
-            found = [self._levels[self.index_for_timestep(t)] for t in timesteps]
+        places = [self.index_for_timestep(t) if begin is None else begin for t in timesteps]
+        found = [self._levels[place] for place in places]
         shape = (-1, *[1] * (original_samples.ndim - 1))
         pairs = original_samples.new_tensor([(v.signal, v.noise) for v in found])
         signals, noises = (pairs[:, i].reshape(shape) for i in range(2))

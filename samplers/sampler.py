@@ -162,7 +162,8 @@ class Sampler(Method):
 
 def _reduced(pipe: Any, own: Any, other: Any, protocol: Any) -> tuple[Any, ...]:
     """A pipeline as `copy` and pickle take it apart: with its own scheduler, not the other."""
-    made, arguments, state, *rest = type(pipe).__reduce_ex__(pipe, protocol)
+    parts: tuple[Any, ...] = object.__reduce_ex__(pipe, protocol)  # type: ignore[assignment]
+    made, arguments, state, *rest = parts
     state = {k: v for k, v in state.items() if k != "__reduce_ex__"}
     if state["scheduler"] is other:
         state["scheduler"] = own
