@@ -29,13 +29,16 @@ def noise_levels(pipe: Any, scheduler: Any) -> tuple[int, list[float | None]]:
     """Iterations of the run that `pipe` is about to start, and the noise level of each.
 
     Returns:
-        Number of iterations, and as many sigmas: flow in [0, 1], otherwise
-        sqrt((1 - abar) / abar); None where the scheduler does not tell.
+        Number of iterations, and as many sigmas: flow in [0, 1], 1 being noise also where the
+        scheduler counts the other way (`invert_sigmas`), otherwise sqrt((1 - abar) / abar); None
+        where the scheduler does not tell.
     """
     cut, total = run_span(pipe, scheduler)
     timesteps = _listed(getattr(scheduler, "timesteps", None))
     sigmas = _listed(getattr(scheduler, "sigmas", None))
     if len(sigmas) >= cut + total:
+        if _inverted(scheduler, sigmas):
+            sigmas = [1 - sigma for sigma in sigmas]
         return total, list(sigmas[cut : cut + total])
     alphas = _listed(getattr(scheduler, "alphas_cumprod", None))
     if not alphas or not timesteps:
@@ -72,6 +75,14 @@ def is_flow(scheduler: Any) -> bool:
         or bool(config.get("use_flow_sigmas"))
         or config.get("prediction_type") == "flow_prediction"
     )
+
+
+def _inverted(scheduler: Any, sigmas: list[float]) -> bool:
+    """Whether sigmas rise from noise to data. A config alone does not tell: schedulers keep the
+    settings of the one they replaced, also those that they have no use for.
+    """
+    asked = getattr(scheduler, "config", {}).get("invert_sigmas", False)
+    return asked and sigmas[:1] < sigmas[-1:]
 
 
 def _listed(values: Any) -> list[float]:

@@ -209,7 +209,7 @@ class PatchStack:
     def __init__(self, key: Hashable) -> None:
         self.key = key
         self._slots: dict[Slot, Chain] = {}
-        self._values: list[tuple[Any, str, bool, Any, Any]] = []
+        self._values: list[tuple[Any, str, bool, Any, Any, bool]] = []
         self._shared: list[Hold] = []
 
     def call(self, module: torch.nn.Module, handler: Handler, label: str) -> None:
@@ -226,10 +226,11 @@ class PatchStack:
         slot = Slot.of(owner, name) or Slot(owner, name, always)
         self._slots[slot] = slot.add(self.key, handler, label)
 
-    def set(self, owner: Any, name: str, value: Any) -> None:
-        """Set the instance attribute `owner.name`."""
-        self._values.append((owner, name, name in vars(owner), vars(owner).get(name), value))
-        vars(owner)[name] = value
+    def set(self, owner: Any, name: str, value: Any, yields: bool = False) -> None:
+        """Set the instance attribute `owner.name`; with `yields`, what is set later stays."""
+        own = vars(owner)
+        self._values.append((owner, name, name in own, own.get(name), value, yields))
+        own[name] = value
 
     def share(self, owner: Any, name: str, value: Any) -> None:
         """Set the instance attribute `owner.name` together with other accelerations."""
@@ -268,8 +269,8 @@ class PatchStack:
             PatchConflict: somebody patched on top of us; nothing is undone then. A call slot
                 overwritten by `compile()` is no conflict: it is left as compiled.
         """
-        for owner, name, _, _, value in self._values:
-            if vars(owner).get(name) is not value:
+        for owner, name, _, _, value, yields in self._values:
+            if vars(owner).get(name) is not value and not yields:
                 raise PatchConflict(self._conflict(owner, name))
         for hold in self._shared:
             if hold.shared.overwritten:
@@ -278,11 +279,11 @@ class PatchStack:
             if slot.name != CALL and slot.owner is not None and not slot.in_place():
                 raise PatchConflict(self._conflict(slot.owner, slot.name))
         while self._values:
-            owner, name, present, before, _ = self._values.pop()
-            if present:
+            owner, name, present, before, value, _ = self._values.pop()
+            if vars(owner).get(name) is value:
                 vars(owner)[name] = before
-            else:
-                del vars(owner)[name]
+                if not present:
+                    del vars(owner)[name]
         while self._shared:
             hold = self._shared.pop()
             hold.shared.release(hold)

@@ -200,16 +200,16 @@ class StepClock:
                     f"the denoiser (carrier='output'), or compile_repeated_blocks()"
                 )
         total, sigmas = noise_levels(self._pipe(), self._scheduler)
-        self.run = Run(self._key, active.get(), total=total, sigmas=sigmas)
-        active.set(self.run)
+        run = self.run = Run(self._key, active.get(), total=total, sigmas=sigmas)
+        active.set(run)
         try:
             for hook in self.on_begin:
-                hook(self.run)
+                hook(run)
         except BaseException:  # a method refuses the run
-            self.run.failed = True
-            self.end(self.run)
+            run.failed = True
+            self.end(run)
             raise
-        return self.run
+        return run
 
     def end(self, run: Run | None) -> None:
         """End `run` if it is the current one."""

@@ -1,4 +1,4 @@
-"""Recipes from published settings, for models of which no trained one ships."""
+"""Recipes from published settings, for families whose recipes were not chosen by measurement."""
 
 from accel.plan import Plan, as_method
 

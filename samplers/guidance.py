@@ -28,6 +28,9 @@ class Rule:
     action = "reused"
     """What the report says of an evaluation that left something out."""
 
+    def sized(self, shape: torch.Size) -> None:
+        """Told first of every call: `shape` of the latents it is given."""
+
     def evaluates(self, step: Step, samples: int) -> Sequence[int]:
         """Which of the `samples` have their unconditional branch evaluated at `step`."""
         return range(samples)
@@ -137,7 +140,9 @@ class Unconditional:
         self, name: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         step, rule, order = self.site.clock.step, self._rule(""), self.site.family.fused
-        count = len(stream_of(self.site.family.stream, args, kwargs)) // 2
+        shape = stream_of(self.site.family.stream, args, kwargs).shape
+        count = shape[0] // 2
+        rule.sized(shape)
         chosen = list(rule.evaluates(step, count))
         if len(chosen) == count and not self._beside_others():
             value = call(*args, **kwargs)
@@ -174,7 +179,9 @@ class Unconditional:
                 f"{type(self.site.pipe).__name__} evaluates the unconditional branch before the "
                 f"conditional one, which would stand in for it; {self.method} cannot serve it"
             )
-        count = len(stream_of(family.stream, args, kwargs))
+        latents = stream_of(family.stream, args, kwargs)
+        count = len(latents)
+        rule.sized(latents.shape)
         chosen = list(rule.evaluates(step, count))
         if len(chosen) == count:
             value = call(*args, **kwargs)
@@ -184,7 +191,7 @@ class Unconditional:
         guess = rule.guess(step, cond)
         if not chosen:
             return guess
-        rows = torch.tensor(chosen, device=stream_of(family.stream, args, kwargs).device)
+        rows = torch.tensor(chosen, device=latents.device)
         arguments = select_rows(family, self.site.denoisers[name], args, kwargs, rows)
         value = self._inside(call, "uncond", 1.0, arguments, chosen)
         rule.seen(step, chosen, entries(cond, chosen, count), value)

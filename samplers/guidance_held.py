@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
 from accel.batch_parts import cloned, is_tensor, tensors_in
@@ -28,7 +29,8 @@ class HeldGuidance(Guidance):
 
     The difference changes more slowly than either branch (the observation of FasterCache,
     arXiv:2410.19355, section 3.3, which also weighs its frequencies). Keeps one output. A static
-    schedule. Where a pipeline evaluates nothing for a while, the branch is evaluated anew.
+    schedule. Where a pipeline evaluates nothing for a while, or its latents change their size, the
+    branch is evaluated anew.
     """
 
     interval: int = 2
@@ -63,6 +65,12 @@ class _Held(Rule):
     def __init__(self, method: HeldGuidance) -> None:
         self.method, self.kept, self.since = method, None, -1
         self.action = "reused" if method.hold == "nothing" else "forecast"
+        self.shape: torch.Size | None = None
+
+    def sized(self, shape: torch.Size) -> None:
+        if self.kept is not None and shape != self.shape:
+            self.kept, self.since = None, -1
+        self.shape = shape
 
     def evaluates(self, step: Step, samples: int) -> Sequence[int]:
         age = step.index - self.since

@@ -47,6 +47,7 @@ class Integrator(SchedulerMixin, ConfigMixin, abc.ABC):
     order = 1
     history = 1
     repeats = False
+    movable = True  # whether noise levels that are moved during a run are heeded
     init_noise_sigma = 1.0
     _step_index: int | None = None
     _begin_index: int | None = None
@@ -254,7 +255,8 @@ class Integrator(SchedulerMixin, ConfigMixin, abc.ABC):
         i = self._step_index
         if i + 1 >= len(self._levels):
             raise RuntimeError(f"all {i} steps are done; call set_timesteps to begin another run")
-        level, after = self._levels[i], self._levels[i + 1]
+        now = self.sigmas[i : i + 2].tolist()  # stages of resolution move them during a run
+        self._levels[i : i + 2] = level, after = [self._level(s) for s in now]
         work = torch.promote_types(sample.dtype, torch.float32)
         x, output = sample.to(work), model_output.to(work)
         y = x / level.scale
@@ -285,10 +287,8 @@ class Integrator(SchedulerMixin, ConfigMixin, abc.ABC):
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Clean samples (B, …) at the levels of `timesteps` (B,), for image-to-image."""
         begin = self._begin_index if self._step_index is None else self._step_index
-        if begin is not None:
-            found = [self._levels[begin]] * len(timesteps)
-        else:
-            found = [self._levels[self.index_for_timestep(t)] for t in timesteps]
+        places = [self.index_for_timestep(t) if begin is None else begin for t in timesteps]
+        found = [self._levels[place] for place in places]
         shape = (-1, *[1] * (original_samples.ndim - 1))
         pairs = original_samples.new_tensor([(v.signal, v.noise) for v in found])
         signals, noises = (pairs[:, i].reshape(shape) for i in range(2))

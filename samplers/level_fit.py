@@ -39,7 +39,8 @@ class LevelRecording(Recording):
 
     def install(self, site: Site) -> None:
         seen: list[Tensor] = []
-        converter = AdamsBashforth.from_config(site.pipe.scheduler.config)
+        config = site.pipe.scheduler.config
+        converter = AdamsBashforth.from_config(config, invert_sigmas=False)  # as run.sigmas
 
         def begin(run: Run) -> None:
             seen.clear()

@@ -44,12 +44,23 @@ def velocity_of(kind: str, output: Tensor, x: Tensor, level: Level) -> Tensor:
 
 
 def translated(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config of another scheduler, with the names that are used here."""
+    """A config of another scheduler, with the names that are used here.
+
+    Raises:
+        ValueError: it belongs to neither a flow nor a model that preserves variance.
+    """
     values = {k: v for k, v in config.items() if k != "_use_default_values"}
     if "FlowMatch" in str(values.get("_class_name")) or values.get("use_flow_sigmas"):
         values["prediction_type"] = FLOW
     if values.get("prediction_type") == FLOW and "shift" not in values:
         values["shift"] = values.get("flow_shift", 1.0)
+    flow = values.get("prediction_type", FLOW) == FLOW and "shift" in values
+    if values and not flow and "beta_schedule" not in values:
+        raise ValueError(
+            "the scheduler whose config this is belongs to neither a flow nor a model that "
+            "preserves variance (it has no beta_schedule), and a sampler in its place would ask "
+            "the model at wrong noise levels; keep the pipeline's own scheduler"
+        )
     return values
 
 

@@ -25,6 +25,7 @@ from accel.step import Run
 
 from .adams_bashforth import AdamsBashforth
 from .levels import Level, velocity_of
+from .parallel_input import axis_beside, put_in
 from .restart import Restart
 
 LABELS: tuple[Callable[[float], float], ...] = (
@@ -61,8 +62,10 @@ class Parallel:
         self._algorithm: Algorithm | None = None
         self._asks: list[Ask] = []
         self._end: Tensor | None = None
+        self._latest: Tensor | None = None
         self._held: Any = None
         self._first: Tensor | None = None
+        self._axis: int | None = None
 
     def install(self) -> None:
         site = self.site
@@ -70,6 +73,11 @@ class Parallel:
             raise ValueError(
                 f"{self.name} evaluates many levels at once, but this pipeline has a denoiser of "
                 f"its own for high and for low ones"
+            )
+        if getattr(site.pipe, "controlnet", None) is not None:
+            raise ValueError(
+                f"{self.name} evaluates many levels at once, and the ControlNet of "
+                f"{type(site.pipe).__name__} sees only one of them; use a pipeline without it"
             )
         self._checked(site.pipe.scheduler)
         for name, module in site.denoisers.items():
@@ -113,20 +121,14 @@ class Parallel:
         self._sign = -1 if converter.config.invert_sigmas else 1
         self._times = [float(t) for t in scheduler.timesteps[cut : cut + total].tolist()]
         if isinstance(scheduler, DDIMScheduler):
-            ends = [*self._times[1:], -1]
-            alphas = [float(scheduler.alphas_cumprod[int(t)]) for t in self._times]
-            after = [
-                float(scheduler.final_alpha_cumprod if t < 0 else scheduler.alphas_cumprod[int(t)])
-                for t in ends
-            ]
-            bars = [*alphas, after[-1]]
-            self._levels = [Level(bar**0.5, (1 - bar) ** 0.5) for bar in bars]
+            self._starts, self._ends = _of_ddim(scheduler, self._times)
         else:
             sigmas = scheduler.sigmas[cut : cut + total + 1].tolist()
-            self._levels = [converter._level(float(s)) for s in sigmas]
+            levels = [converter._level(float(s)) for s in sigmas]
+            self._starts, self._ends = levels[:-1], levels[1:]
 
     def _forget(self, run: Run) -> None:
-        self._algorithm = self._end = self._held = self._first = None
+        self._algorithm = self._end = self._latest = self._held = self._first = None
         self._asks = []
 
     def _denoise(
@@ -158,7 +160,8 @@ class Parallel:
         index = index.expand(branches, count, samples).reshape(-1)
         wide = select_rows(self.site.family, module, args, kwargs, index)
         states = torch.cat([ask.state for ask in self._asks]).to(sample.dtype)
-        wide[latents] = states.repeat(branches, *[1] * (states.ndim - 1))
+        states = states.repeat(branches, *[1] * (states.ndim - 1))
+        wide[latents] = put_in(states, wide[latents], self._axis)
         wide["timestep"] = self._told(timestep, samples, branches)
         note.leave_out(self.name, "computed", share=1.0 - count)
         result = call(**wide)
@@ -191,10 +194,13 @@ class Parallel:
                 f"{self.name} takes the same steps again until they agree, and eta={rest['eta']} "
                 f"draws new noise at each; call the pipeline with eta=0"
             )
+        self._unchanged(sample)
         if run is None or self._end is not None:
             return self._reply(self._end if self._end is not None else sample, rest)
         if self._algorithm is None:
-            self._algorithm = self._make(self._levels, sample.float())
+            assert self._first is not None
+            self._axis = axis_beside(self.name, self.site, self._first, sample)
+            self._algorithm = self._make([*self._starts, self._ends[-1]], sample.float())
             self._asks = next(self._algorithm)
             if len(self._asks) != 1:
                 raise AssertionError("an algorithm asks for the first state alone, first")
@@ -212,12 +218,25 @@ class Parallel:
                     stacklevel=2,
                 )
         latest = self._end if self._end is not None else self._asks[-1].state.to(sample.dtype)
+        self._latest = latest
         return self._reply(latest, rest)
+
+    def _unchanged(self, sample: Tensor) -> None:
+        """Refuse latents that are not those of the last step, but for rounding to 16 bits."""
+        if self._latest is None:
+            return
+        away = (sample.float() - self._latest.float()).norm()
+        if away > torch.finfo(torch.bfloat16).eps * self._latest.float().norm():
+            raise ValueError(
+                f"{self.name} takes many steps at once, and {type(self.site.pipe).__name__} "
+                f"changes its latents between steps, as a mask over a given picture or a callback "
+                f"does; use it without {self.name}"
+            )
 
     def _reached(self, output: Tensor, dtype: torch.dtype) -> list[Tensor]:
         found = []
         for ask, one in zip(self._asks, output.chunk(len(self._asks)), strict=True):
-            level, after = self._levels[ask.start], self._levels[ask.end]
+            level, after = self._starts[ask.start], self._ends[ask.end - 1]
             state = ask.state.to(dtype).float()
             velocity = self._sign * velocity_of(self._kind, one.float(), state, level)
             moved = state / level.scale + (after.g - level.g) * velocity
@@ -228,3 +247,18 @@ class Parallel:
     def _reply(state: Tensor, rest: dict[str, Any]) -> Any:
         state = state.clone()  # a pipeline may write into what it is given
         return SchedulerOutput(prev_sample=state) if rest.get("return_dict", True) else (state,)
+
+
+def _of_ddim(scheduler: DDIMScheduler, times: list[float]) -> tuple[list[Level], list[Level]]:
+    """The levels at which the steps from `times` start and end, as DDIM itself has them.
+
+    A step ends T // N timesteps further down, which is where the next one starts only if the
+    timesteps are spaced so ("leading").
+    """
+    length = scheduler.config["num_train_timesteps"] // scheduler.num_inference_steps
+
+    def at(t: int) -> Level:
+        bar = float(scheduler.alphas_cumprod[t] if t >= 0 else scheduler.final_alpha_cumprod)
+        return Level(bar**0.5, (1 - bar) ** 0.5)
+
+    return [at(int(t)) for t in times], [at(int(t) - length) for t in times]

@@ -47,6 +47,7 @@ class PseudoCorrector(Integrator):
     told: Callable[[], Told] | None = None
     history = 2
     repeats = True
+    movable = False
 
     @register_to_config
     def __init__(

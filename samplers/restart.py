@@ -37,6 +37,8 @@ class Restart(AdamsBashforth):
         ValueError: an interval that is out of place.
     """
 
+    movable = False
+
     @register_to_config
     def __init__(
         self,

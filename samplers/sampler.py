@@ -13,6 +13,7 @@ from accel.family import Family
 from accel.method import Method, Site, check_fields
 from accel.noise import is_flow
 from accel.registry import nearest
+from accel.step import Run
 
 from . import grids
 from .adams_bashforth import AdamsBashforth
@@ -116,12 +117,12 @@ class Sampler(Method):
                 f"fits; leave Sampler out"
             )
         if self.solver != "own":
-            site.patches.set(site.pipe, "scheduler", self._made(own.config))
+            self._place(site, own, self._made(own.config))
         elif self.grid != "model":
             other = type(own).from_config(own.config)
             provider = AdamsBashforth.from_config(own.config, **self._grid())
             moved = functools.partial(_moved, other, provider)
-            site.patches.set(site.pipe, "scheduler", other)
+            self._place(site, own, other)
             site.patches.method(other, "set_timesteps", moved, f"levels of {self.grid}", True)
         now = site.pipe.scheduler
         if isinstance(now, PseudoCorrector):
@@ -129,6 +130,23 @@ class Sampler(Method):
                 now.refiner = own.refiner
             if now.config.refiner_steps:
                 Conditions(site).install(now)
+
+    def _place(self, site: Site, own: Any, other: Any) -> None:
+        """Put `other` in the place of the pipeline's `own` scheduler, of which copies are made."""
+        reduced = functools.partial(_reduced, site.pipe, own, other)
+        site.patches.set(site.pipe, "__reduce_ex__", reduced)
+        site.patches.set(site.pipe, "scheduler", other, yields=True)
+
+        def check(run: Run) -> None:
+            now = site.pipe.scheduler
+            if now is not other:
+                raise ValueError(
+                    f"the pipeline's scheduler was replaced, by {type(now).__name__}, while "
+                    f"Sampler was enabled; disable acceleration, and enable Sampler again to have "
+                    f"it stand in for that one"
+                )
+
+        site.clock.on_begin.append(check)
 
     def _grid(self) -> dict[str, Any]:
         return {"grid": self.grid, "sway": self.sway, "levels": list(self.levels) or None}
@@ -140,6 +158,16 @@ class Sampler(Method):
         for name in sorted(options.keys() - known):
             raise ValueError(f"{self.solver} has no option {name!r}; {nearest(name, known)}")
         return kind.from_config(config, **self._grid() | options)
+
+
+def _reduced(pipe: Any, own: Any, other: Any, protocol: Any) -> tuple[Any, ...]:
+    """A pipeline as `copy` and pickle take it apart: with its own scheduler, not the other."""
+    parts: tuple[Any, ...] = object.__reduce_ex__(pipe, protocol)  # type: ignore[assignment]
+    made, arguments, state, *rest = parts
+    state = {k: v for k, v in state.items() if k != "__reduce_ex__"}
+    if state["scheduler"] is other:
+        state["scheduler"] = own
+    return made, arguments, state, *rest
 
 
 def _moved(

@@ -13,6 +13,38 @@ from torch import Tensor
 from accel.family import Family
 from accel.method import Method, Site, check_fields
 
+NOISE = {
+    "batch_size",
+    "num_channels_latents",
+    "num_frames",
+    "height",
+    "width",
+    "dtype",
+    "device",
+    "generator",
+    "latents",
+    "noise_scale",  # of latents that are passed
+}
+"""What `prepare_latents` takes where it makes noise alone."""
+
+APART = {
+    "ChronoEditPipeline",
+    "CogVideoXImageToVideoPipeline",
+    "Cosmos2VideoToWorldPipeline",
+    "CosmosVideoToWorldPipeline",
+    "HunyuanSkyreelsImageToVideoPipeline",
+    "LucyEditPipeline",
+    "SkyReelsV2DiffusionForcingImageToVideoPipeline",
+    "SkyReelsV2DiffusionForcingPipeline",
+    "SkyReelsV2DiffusionForcingVideoToVideoPipeline",
+    "SkyReelsV2ImageToVideoPipeline",
+    "WanImageToVideoPipeline",
+}
+"""Pipelines whose `prepare_latents` takes a picture or a video, and returns it beside the noise."""
+
+OPTIONAL = {"LTXConditionPipeline": "conditions"}
+"""Pipelines whose first latents are noise alone where `prepare_latents` is not given this."""
+
 
 @dataclass(frozen=True)
 class SharedNoise(Method):
@@ -21,7 +53,8 @@ class SharedNoise(Method):
     LAMP takes a = share, b = 1 - share, which for 0.2 leaves noise of standard deviation 0.825 that
     no untuned model was trained on; here a^2 = share and b^2 = 1 - share, which keeps it at 1.
     Frames then agree more from the start, and move less. Latents that are passed to the pipeline
-    are left as they are. Spends no less work by itself.
+    are left as they are. Pipelines whose first latents hold a picture or a video too, as those of
+    LTX's image-to-video and Wan's video-to-video do, are refused. Spends no less work by itself.
 
     Attributes:
         share: 0 (noise as ever) to 1 (one noise for all frames).
@@ -48,12 +81,17 @@ class SharedNoise(Method):
         if not hasattr(type(pipe), "prepare_latents"):
             raise ValueError(f"{type(pipe).__name__} has no prepare_latents whose noise to share")
         signature = inspect.signature(type(pipe).prepare_latents)
+        content = content_of(type(pipe)) if self.share else ()
+        if set(content) - set(OPTIONAL.values()):
+            raise _refusal(pipe, content)
 
         def prepared(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             result = call(*args, **kwargs)
             given = signature.bind(pipe, *args, **kwargs).arguments
             if given.get("latents") is not None or self.share == 0:
                 return result
+            if any(given.get(name) for name in content):
+                raise _refusal(pipe, content)
             if isinstance(result, tuple):
                 return self._mixed(site, result[0], given), *result[1:]
             return self._mixed(site, result, given)
@@ -73,6 +111,29 @@ class SharedNoise(Method):
             )
         apart = noise.unflatten(1, (frames, -1))
         return shared(apart, 1, self.share, self.preserve_variance).flatten(1, 2)
+
+
+def content_of(kind: type) -> tuple[str, ...]:
+    """What the first latents of pipelines of `kind` are made of beside noise, as far as is known.
+
+    Parameters of `prepare_latents`; empty where latents are noise alone.
+    """
+    owner = next(base for base in kind.__mro__ if "prepare_latents" in vars(base))
+    if owner.__name__ in APART:
+        return ()
+    if owner.__name__ in OPTIONAL:
+        return (OPTIONAL[owner.__name__],)
+    _, *taken = inspect.signature(vars(owner)["prepare_latents"]).parameters
+    return tuple(name for name in taken if name not in NOISE)
+
+
+def _refusal(pipe: Any, content: tuple[str, ...]) -> ValueError:
+    return ValueError(
+        f"{type(pipe).__name__} makes its first latents of {', '.join(content)} as well as of "
+        f"noise, and SharedNoise would spread what they hold of the first frame over the others; "
+        f"it is for pipelines that begin from noise alone, such as those of text to video, or "
+        f"that keep the picture apart, as WanImageToVideoPipeline does"
+    )
 
 
 def shared(noise: Tensor, axis: int, share: float, preserve_variance: bool = True) -> Tensor:

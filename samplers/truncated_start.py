@@ -58,9 +58,13 @@ class Starter:
 
     def __init__(self, method: TruncatedStart, site: Site) -> None:
         self.method, self.site = method, site
+        self._forget()
+
+    def _forget(self) -> None:
+        """What is known of a call of the pipeline, which may fail before its loop begins."""
         self._anchor: Tensor | None = None
         self._latents: Tensor | None = None
-        self._cut = False
+        self._cut = self._ready = False
 
     def install(self) -> None:
         site, own = self.site, self.site.pipe.scheduler
@@ -76,13 +80,21 @@ class Starter:
         label = "TruncatedStart"
         site.patches.method(self._scheduler, "set_timesteps", self._timed, label, always=True)
         site.patches.method(site.pipe, "prepare_latents", self._prepared, label, always=True)
+        if hasattr(type(site.pipe), "check_inputs"):
+            site.patches.method(site.pipe, "check_inputs", self._called, label, always=True)
         site.clock.on_begin.append(self._begin)
+
+    def _called(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._forget()
+        return call(*args, **kwargs)
 
     def _timed(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         call(*args, **kwargs)
         scheduler = self._scheduler
         if not _called_by(self.site.pipe):
             return
+        if self._ready:  # of a call that failed, in a pipeline that checks no inputs
+            self._forget()
         _, sigmas = noise_levels(SimpleNamespace(), scheduler)
         if None in sigmas:
             raise ValueError(f"{type(scheduler).__name__} does not tell its noise levels")
@@ -103,6 +115,8 @@ class Starter:
         self._noised()
 
     def _prepared(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self._ready:
+            self._forget()
         given = self._signature.bind(self.site.pipe, *args, **kwargs).arguments
         self._anchor = given.get("latents")
         if self._anchor is None:
@@ -124,16 +138,18 @@ class Starter:
             torch.Generator("cpu").manual_seed(self.method.seed + i) for i in range(len(held))
         ]
         noise = randn_tensor(held.shape, generators, held.device, held.dtype)
-        times = scheduler.timesteps[:1].repeat(len(held))
-        mix = getattr(scheduler, "scale_noise", None)
-        if mix is not None:
-            held.copy_(mix(anchor, times, noise))
+        level = noise_levels(SimpleNamespace(), scheduler)[1][0]
+        if is_flow(scheduler) and level is not None:
+            held.copy_((1 - level) * anchor + level * noise)
         else:
+            times = scheduler.timesteps[:1].repeat(len(held))
             held.copy_(scheduler.add_noise(anchor, noise, times))
         self._anchor = self._latents = None
+        self._ready = True
 
     def _begin(self, run: Run) -> None:
-        ready, self._cut = self._cut and self._latents is None, False
+        ready = self._ready
+        self._forget()
         if not ready:
             raise RuntimeError(
                 "the run did not begin from its anchor: list TruncatedStart after Sampler, and "

@@ -92,7 +92,7 @@ class Engine:
         tensors = [v for v in called.values() if isinstance(v, Tensor)]
         key = (name, step.branch, *((t.shape[1:], t.dtype, t.device) for t in tensors))
         samples, active = clock.call.samples if clock.call else None, self.hold.active
-        kept = self._kept_of(key, samples or tuple(range(len(latents))))
+        kept = self._kept_of(key, samples, len(latents))
         keeping = schedule.keeps(step.index, self.hold.settings.order)
         missed = kept is None or kept.since < schedule.full_before(step.index)
         if active is None or kept is None or missed:
@@ -119,12 +119,17 @@ class Engine:
         self.hold.partial = True
         return self._filled(value, kept, samples)
 
-    def _kept_of(self, key: Any, rows: tuple[int, ...]) -> Branch | None:
-        """What the branch of `key` kept of the batch's rows, and from now on of no others."""
-        kept = self._kept.get(key)
+    def _kept_of(self, key: Any, samples: tuple[int, ...] | None, count: int) -> Branch | None:
+        """What the branch of `key` kept of the batch's rows, and from now on of no others.
+
+        None where `count`, the rows of the batch, is another than before and `samples` does not
+        tell which they are: a batch of both branches that becomes one of the conditional branch
+        has lost its first rows, not its last.
+        """
+        kept, rows = self._kept.get(key), samples or tuple(range(count))
         if kept is not None and kept.rows != rows:
             del self._kept[key]
-            kept = kept.of(rows)
+            kept = None if samples is None else kept.of(rows)
             if kept is not None:
                 self._kept[key] = kept
         return kept

@@ -56,7 +56,12 @@ class Branch:
     when: dict[int, Tensor] = field(default_factory=dict)
 
     def of(self, rows: tuple[int, ...]) -> Branch | None:
-        """The same of some of its rows; None if it lacks one, or their stream is a shorter one."""
+        """The same of some of its samples; None if it lacks one, or their stream is a shorter one.
+
+        Args:
+            rows: numbers of samples, of a branch that is one of samples: rows of a batch with both
+                branches cannot be told from them.
+        """
         if rows == self.rows:
             return self
         if not set(rows) <= set(self.rows) or self.output is None:

@@ -38,6 +38,7 @@ class Staging:
         self.site, self.label = site, label
         self.stages: list[int] = []
         self.levels: list[tuple[float, float]] = []
+        self._before: list[float | None] = []
         self.canvas: Canvas | None = None
         self.first: Tensor | None = None
         self.size: tuple[int, int] = (0, 0)
@@ -74,6 +75,11 @@ class Staging:
                 f"{self.label} renoises as flows do, x = (1 - g) x0 + g eps, and "
                 f"{type(scheduler).__name__} is not set up for a flow"
             )
+        if not getattr(scheduler, "movable", True):
+            raise ValueError(
+                f"{self.label} moves the noise levels of a run, which {type(scheduler).__name__} "
+                f"lays out before it; use another solver, such as AdamsBashforth"
+            )
         for name, denoiser in self.site.denoisers.items():
             config = getattr(denoiser, "_orig_mod", denoiser).config
             given, made = config.get("in_channels"), config.get("out_channels")
@@ -109,6 +115,9 @@ class Staging:
         self._end(run)
         self._whole, self._calls = {}, []
         self.plan(run, sigmas)
+        if not self.plainly:
+            self._before = list(run.sigmas)
+            run.sigmas[:] = [before for before, _ in self.levels]
         values = vars(scheduler).items()
         plain = (list, int, float, bool, Tensor, type(None))
         self._clean = {
@@ -179,7 +188,7 @@ class Staging:
 
     def _told(self, run: Run, timestep: Tensor) -> Tensor:
         """What the model is told, for the noise level of this stage."""
-        old, new = run.sigmas[run.index], self.levels[run.index][0]
+        old, new = self._before[run.index], self.levels[run.index][0]
         if not old or old == new:
             return timestep
         if self.site.family.name == "lumina2":

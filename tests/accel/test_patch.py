@@ -241,6 +241,18 @@ def test_a_copy_does_not_keep_its_original(layer, again):
     assert copies[0].step(5) == 5 and copies[1](torch.ones(1, 2)).shape == (1, 2)
 
 
+def test_a_value_that_yields_gives_way_to_what_is_set_later():
+    thing, stack = Thing(), PatchStack("a")
+    thing.kept = "before"
+    stack.set(thing, "kept", "ours", yields=True)
+    thing.kept = "theirs"
+    stack.undo()
+    assert thing.kept == "theirs"
+    stack.set(thing, "kept", "ours", yields=True)
+    stack.undo()
+    assert thing.kept == "theirs"
+
+
 def test_release_gives_back_one_method_only():
     first, second, stack = Thing(), Thing(), PatchStack("a")
     stack.method(first, "step", adding(1), "adding")

@@ -14,7 +14,14 @@ from accel import Plan, calibrate
 from accel.caching import FasterCache, TaylorSeer
 from accel.noise import is_flow, noise_levels
 from accel.registry import find_method, methods
-from accel.samplers import AdaptiveGuidance, GuidedSteps, HeldGuidance, IntervalGuidance
+from accel.samplers import (
+    AdaptiveGuidance,
+    GuidedSteps,
+    HeldGuidance,
+    IntervalGuidance,
+    RegionUpsampling,
+    ResolutionStages,
+)
 from accel.samplers.guidance_adaptive import cosines
 from accel.samplers.guidance_steps import step_lengths
 from tests.contract.runs import clean, plain
@@ -141,6 +148,25 @@ def test_what_is_held_is_what_a_plain_loop_holds(hold):
     for i, c, old_c, old_u in ((1, c1, c0, u0), (3, c3, c2, u2)):
         u = {"difference": c - (old_c - old_u), "output": old_u, "nothing": c}[hold]
         assert torch.equal(guided[i], u + 4 * (c - u))
+
+
+@pytest.mark.parametrize("hold", ["difference", "output", "nothing"])
+@pytest.mark.parametrize(
+    ("name", "stages", "first"),
+    [
+        ("wan", ResolutionStages(scales=(0.5, 1.0)), [4]),
+        ("flux", ResolutionStages(scales=(0.5, 1.0)), [4]),
+        ("sd3", ResolutionStages(scales=(0.5, 1.0)), [4]),
+        ("flux", RegionUpsampling(), [2, 5]),
+    ],
+)
+def test_what_was_held_ends_where_the_resolution_changes(name, stages, first, hold):
+    method = HeldGuidance(3, start=0, hold=hold)
+    latents, _, report = run(f"{name}:flow_euler", method, stages, steps=8)
+    left_out = {r.index for r in report.rows if r.action != "computed"}
+    due = {0, 3, 6} | (set() if hold == "nothing" else set(first))
+    assert set(range(8)) - left_out == due
+    assert latents.isfinite().all()
 
 
 def test_chosen_steps_map_onto_other_numbers_of_steps():

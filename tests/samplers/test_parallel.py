@@ -1,9 +1,11 @@
 """Parallel sampling: exact where it says so, fewer evaluations in a row, in real pipelines too."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, LTXImageToVideoPipeline
 
 from accel import Plan
 from accel.caching import FasterCache, TaylorSeer
@@ -17,6 +19,7 @@ from accel.samplers import (
     Sampler,
 )
 from accel.samplers.levels import Level
+from accel.samplers.parallel_input import axis_beside, put_in
 from accel.sparse_attn import SparseAttention
 from tests.probes import footprint
 from tests.samplers.gaussian import SCALES, predict, start
@@ -128,6 +131,76 @@ def test_in_a_pipeline(name, scheduler):
     assert found.isfinite().all() and torch.equal(call(pipe, name, steps=6), found)
     pipe.disable_acceleration()
     assert footprint(pipe) == before and torch.equal(call(pipe, name, steps=6), plain)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+@pytest.mark.parametrize("end", [None, 0.6])
+def test_steps_of_ddim_end_where_ddim_ends_them(spacing, end):
+    """Be it short of the next timestep or beyond it, and at a part of the run."""
+    pipe = make("sdxl", "ddim")
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing=spacing)
+    settings = {"steps": 7, "denoising_end": end}
+    plain = call(pipe, "sdxl", **settings)
+    pipe.enable_acceleration(ParaDiGMS(window=3, tolerance=0.0))
+    torch.testing.assert_close(call(pipe, "sdxl", **settings), plain, rtol=2e-3, atol=2e-3)
+    pipe.enable_acceleration(SRDS(0.0, blocks=7))  # a step each
+    with pytest.warns(UserWarning, match="did not come as near as its tolerance"):
+        found = call(pipe, "sdxl", **settings)
+    torch.testing.assert_close(found, plain, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["wan_i2v:flow_euler", "hunyuan_video15", "svd"])
+def test_a_condition_beside_the_latents_stays(name):
+    """A first frame, a mask, a picture: in channels behind those that are stepped."""
+    pipe = make(name)
+    before = (Sampler("AdamsBashforth", {"order": 1}),) if name == "svd" else ()
+    if before:
+        pipe.enable_acceleration(*before)
+    plain = call(pipe, name, steps=4)
+    pipe.enable_acceleration(*before, ParaDiGMS(window=3, tolerance=0.0))
+    torch.testing.assert_close(call(pipe, name, steps=4), plain, rtol=2e-3, atol=2e-3)
+
+
+def test_the_place_of_the_state_in_the_input():
+    site = SimpleNamespace(pipe=SimpleNamespace(), family=SimpleNamespace(fused=()))
+    state, beside = torch.randn(2, 6, 3), torch.randn(4, 5, 3)
+    given = torch.cat([state.repeat(2, 1, 1), beside], dim=1)
+    assert axis_beside("it", site, given, state) == 1
+    assert axis_beside("it", site, state.repeat(2, 1, 1), state) is None
+    put = put_in(state.repeat(2, 1, 1) + 1, given, 1)
+    assert torch.equal(put[:, 6:], beside) and torch.equal(put[:2, :6], state + 1)
+    for wrong in (given.flip(1), given[:3], given[:, :5], given[..., None], 2 * given):
+        with pytest.raises(ValueError, match="does not begin with the state"):
+            axis_beside("it", site, wrong, state)
+
+
+def test_pipelines_whose_states_are_not_the_input_are_refused():
+    pipe = LTXImageToVideoPipeline(**make("ltx").components)
+    pipe.enable_acceleration(ParaDiGMS())
+    size = {"height": 64, "width": 64, "num_frames": 9, "max_sequence_length": 16}
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match=r"LTXImageToVideoPipeline, .* does not begin with"):
+        pipe(prompt="a", image=image, num_inference_steps=2, output_type="latent", **size)
+    pipe = make("dit", "ddim")
+    pipe.enable_acceleration(ParaDiGMS())
+    with pytest.raises(ValueError, match="holds both branches of guidance"):
+        call(pipe, "dit", steps=2)
+    with pytest.raises(ValueError, match=r"the ControlNet of .* sees only one of them"):
+        make("sd_controlnet", "ddim").enable_acceleration(SRDS())
+
+
+@pytest.mark.parametrize("at", [0, 3])
+def test_latents_that_are_changed_between_steps_are_refused(at):
+    """By a mask that keeps a picture, by a callback: what is stepped would not know of it."""
+    pipe = make("wan", "flow_euler")
+    pipe.enable_acceleration(ParaDiGMS(window=4, tolerance=50.0))
+
+    def change(pipe, i, t, kwargs):
+        return {"latents": kwargs["latents"] * (1.1 if i == at else 1.0)}
+
+    with pytest.raises(ValueError, match="changes its latents between steps"):
+        call(pipe, "wan", steps=6, callback=change)
+    call(pipe, "wan", steps=6, callback=lambda *given: {"latents": given[3]["latents"].bfloat16()})
 
 
 def test_parareal_in_a_pipeline():

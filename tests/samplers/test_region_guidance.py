@@ -2,8 +2,15 @@
 
 import pytest
 import torch
+from diffusers.callbacks import SD3CFGCutoffCallback
 
-from accel.samplers import AdaptiveGuidance, GuidedSteps, HeldGuidance, IntervalGuidance
+from accel.samplers import (
+    AdaptiveGuidance,
+    GuidedSteps,
+    HeldGuidance,
+    IntervalGuidance,
+    RegionAdaptive,
+)
 from accel.samplers.guidance_adaptive import Adaptive
 from accel.samplers.regions import hold as hold_of
 from accel.samplers.regions.rows import across
@@ -75,6 +82,23 @@ def test_a_branch_that_missed_a_dense_step_runs_in_full():
     rows = [r for r in pipe.acceleration.report().rows if r.branch == "uncond"]
     assert [r.work == 1 for r in rows] == [True, *[False] * 4, True, False]  # 0 and 4 are dense
     assert [r.work == 0 for r in rows] == [*[False] * 3, True, True, False, False]
+
+
+def test_a_batch_that_loses_a_branch_does_not_take_that_branch_for_the_other():
+    cutoff = SD3CFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=3)
+    method = RegionAdaptive(ratio=0.5, start=0.2, dense=(0.7,))
+    latents, pipe = run(
+        "sd3",
+        "flow_euler",
+        method,
+        prompt=PROMPTS,
+        steps=8,
+        callback=cutoff,
+        callback_on_step_end_tensor_inputs=cutoff.tensor_inputs,
+    )
+    whole = [row.work == 1 for row in pipe.acceleration.report().rows]
+    assert whole == [True, True, False, False, True, False, True, False]  # 0, 1 and 6 are dense
+    assert latents.isfinite().all()
 
 
 def test_a_batch_of_some_samples_is_refused_where_nothing_tells_which():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 
-from accel.samplers import RegionUpsampling, ResolutionStages
+from accel.samplers import RegionUpsampling, ResolutionStages, Sampler
 from accel.samplers.regions.canvas import Canvas, fresh
 from accel.samplers.resolution_regions import Upsampling, expanded, gradient
 from accel.samplers.resolution_stages import Switching
@@ -279,6 +279,9 @@ def test_what_cannot_be_done_is_refused_with_the_reason():
     ):
         with pytest.raises(ValueError, match=reason):
             make(name).enable_acceleration(method)
+    for solver in ("PseudoCorrector", "Restart"):
+        with pytest.raises(ValueError, match=f"which {solver} lays out before it"):
+            make("wan").enable_acceleration(Sampler(solver), SWITCH)
     pipe = make("flux")
     pipe.enable_acceleration(RegionUpsampling())
     with pytest.raises(ValueError, match="leave one out; use more steps"):

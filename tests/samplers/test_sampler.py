@@ -5,7 +5,13 @@ import math
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, FlowMatchHeunDiscreteScheduler, LCMScheduler
+from diffusers import (
+    DiffusionPipeline,
+    EDMEulerScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    IPNDMScheduler,
+    LCMScheduler,
+)
 from diffusers.schedulers import AysSchedules
 
 import accel
@@ -262,6 +268,11 @@ def test_schedulers_that_cannot_be_served_are_refused():
     assert isinstance(pipe.scheduler, LCMScheduler)
     with pytest.raises(ValueError, match="sampler of a distilled model"):
         pipe.enable_acceleration(Sampler())
+    for other in (EDMEulerScheduler(), IPNDMScheduler()):
+        pipe.scheduler = other
+        for method in (Sampler(), Sampler("own", grid="sway")):
+            with pytest.raises(ValueError, match="it has no beta_schedule"):
+                pipe.enable_acceleration(method)
     pipe = make("wan", "flow_heun")
     assert isinstance(pipe.scheduler, FlowMatchHeunDiscreteScheduler)
     pipe.enable_acceleration(Sampler("own", grid="sway"))

@@ -1,4 +1,4 @@
-"""What a run begins from: shared noise, an anchor, given frames."""
+"""What a run begins from: an anchor, given frames."""
 
 import copy
 
@@ -6,78 +6,12 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from accel.samplers import FrameLevels, Sampler, SharedNoise, TruncatedStart
+from accel.samplers import FrameLevels, Sampler, TruncatedStart
 from accel.samplers.frame_levels import per_token
-from accel.samplers.shared_noise import shared
+from accel.samplers.truncated_start import Starter
 from tests.probes import footprint
+from tests.samplers.start_runs import frame, latents_of, samples_of
 from tests.tiny_pipelines import call, make
-
-
-def latents_of(name, seed=0):
-    """Latents of the shape that the pipeline makes."""
-    made = call(make(name), name, steps=2)
-    return torch.randn(made.shape, generator=torch.Generator().manual_seed(seed))
-
-
-def samples_of(pipe):
-    """A list that grows by the state before every step."""
-    seen = []
-
-    def note(go, output, t, sample, **rest):
-        seen.append(sample)
-        return go(output, t, sample, **rest)
-
-    pipe.acceleration._site.clock.step_handlers.append(note)
-    return seen
-
-
-@pytest.mark.parametrize(
-    ("preserve", "deviation", "between", "first"),
-    [(True, 1.0, 0.2, 0.2**0.5), (False, 0.68**0.5, 0.04 / 0.68, 0.2 / 0.68**0.5)],
-)
-def test_shared_noise_has_the_variance_and_correlation_it_says(preserve, deviation, between, first):
-    noise = torch.randn(4, 3, 200, 20, generator=torch.Generator().manual_seed(0))
-    mixed = shared(noise, 1, 0.2, preserve)
-    assert torch.equal(mixed[:, 0], noise[:, 0])
-    frames = mixed.permute(1, 0, 2, 3).flatten(1)
-    correlation = torch.corrcoef(frames)
-    assert frames[1:].std() == pytest.approx(deviation, abs=0.02)
-    assert float(correlation[1, 2]) == pytest.approx(between, abs=0.03)
-    assert float(correlation[0, 1]) == pytest.approx(first, abs=0.03)
-
-
-@pytest.mark.parametrize("name", ["wan", "cogvideox", "ltx", "animatediff"])
-def test_shared_noise_in_pipelines(name):
-    pipe = make(name)
-    plain = call(pipe, name, steps=2)
-    before = footprint(pipe)
-    pipe.enable_acceleration(SharedNoise(share=1.0))
-    begun = samples_of(pipe)
-    call(pipe, name, steps=2)
-    start = begun[0]
-    if start.ndim == 3:
-        start = start.unflatten(1, (call_frames(pipe), -1)).transpose(1, 2)[None].squeeze(0)
-        assert torch.equal(start[:, :, 0], start[:, :, 1])
-    else:
-        axis = 1 if name == "cogvideox" else 2
-        assert torch.equal(start.select(axis, 0), start.select(axis, 1))
-    pipe.disable_acceleration()
-    assert footprint(pipe) == before and torch.equal(call(pipe, name, steps=2), plain)
-
-
-def call_frames(pipe):
-    return (9 - 1) // pipe.vae_temporal_compression_ratio + 1
-
-
-def test_latents_that_are_passed_are_left_alone():
-    pipe, latents = make("wan"), latents_of("wan")
-    plain = call(pipe, "wan", latents=latents)
-    pipe.enable_acceleration(SharedNoise())
-    assert torch.equal(call(pipe, "wan", latents=latents), plain)
-    pipe = make("sd3")
-    pipe.enable_acceleration(SharedNoise())
-    with pytest.raises(ValueError, match="SharedNoise is for video"):
-        call(pipe, "sd3")
 
 
 @pytest.mark.parametrize(
@@ -130,6 +64,29 @@ def test_a_start_beside_a_sampler_and_in_a_batch():
         call(pipe, "wan", steps=6, latents=anchor)
 
 
+@pytest.mark.parametrize(
+    ("name", "checks"), [("flux", True), ("flux", False), ("ltx", True), ("wan", True)]
+)
+def test_a_run_that_fails_before_its_loop_leaves_nothing_to_the_next(name, checks, monkeypatch):
+    """In pipelines that make latents before levels (flux, ltx), or levels before latents."""
+    if not checks:  # some pipelines check no inputs
+        monkeypatch.setattr(
+            Starter, "_called", lambda self, call, *args, **rest: call(*args, **rest)
+        )
+    pipe, anchor = make(name), latents_of(name)
+    pipe.enable_acceleration(TruncatedStart(0.6))
+    seen = samples_of(pipe)
+    expected = call(pipe, name, steps=7, latents=anchor)
+    call(pipe, name, steps=20, latents=anchor)
+    own = pipe.transformer
+    pipe.transformer = make(name).transformer
+    with pytest.raises(RuntimeError, match=r"pipe\.transformer was replaced"):
+        call(pipe, name, steps=20, latents=3 * anchor)
+    pipe.transformer, begun = own, len(seen)
+    found = call(pipe, name, steps=7, latents=anchor)
+    assert torch.equal(seen[begun], seen[0]) and torch.equal(found, expected)
+
+
 def test_starts_that_cannot_be_are_refused():
     pipe = make("wan", "flow_euler")
     pipe.enable_acceleration(TruncatedStart(0.6))
@@ -146,13 +103,6 @@ def test_starts_that_cannot_be_are_refused():
     plain = call(pipe, "wan", latents=latents)
     pipe.enable_acceleration(TruncatedStart(1.0))
     assert torch.equal(call(pipe, "wan", latents=latents), plain)
-
-
-def frame(latents, number):
-    """One latent frame of (B, C, F, H, W), or of tokens (B, F S, C) of three frames."""
-    if latents.ndim == 5:
-        return latents[:, :, number]
-    return latents.unflatten(1, (3, -1))[:, number]
 
 
 @pytest.mark.parametrize("name", ["wan", "ltx"])
