@@ -87,7 +87,10 @@ GAINS = ("computed", "Planned dB", "work", *(f"over {kind}" for kind in KINDS))
 
 
 def gains(judged: Sequence[Row], steps: int) -> Lines:
-    """By how much the plan is nearer than the best of each kind, on the samples both have."""
+    """By how much the plan is nearer than the best of each kind, on all samples both have.
+
+    Which is the best is told by the samples that all of the kind have.
+    """
     lines: Lines = []
     for ratio in sorted({row.ratio for row in judged}):
         here = [row for row in judged if row.ratio == ratio]
@@ -112,6 +115,7 @@ def _gain(own: Row, others: Sequence[Row]) -> str:
         return "–"
     shared = min(len(own.psnr), *(len(r.psnr) for r in others))
     best = max(others, key=lambda r: float(np.mean(r.psnr[:shared])))
+    shared = min(len(own.psnr), len(best.psnr))
     pairs = np.array(own.psnr[:shared]) - np.array(best.psnr[:shared])
     error = pairs.std(ddof=1) / np.sqrt(shared) if shared > 1 else float("nan")
     return f"{pairs.mean():+.2f} ± {error:.2f} ({best.row})"
