@@ -18,10 +18,10 @@ from . import catalogue, doctor, summary
 from .cli_calibrate import calibrate_command
 from .cli_options import Device, Dtype, Frames, Guidance, Height, ModelName, Offload, Width
 from .cli_plan import plan_command
+from .files import writable
 from .generate import RunFailed, generate
 from .inputs import BadInput, Request
 from .load import first_line, load
-from .media import writable
 from .memory import parse_size
 from .method import Method
 from .parse import parse_method

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,37 +9,12 @@ import imageio.v2 as imageio
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from .files import atomic
+
 MIN_HEIGHT = 256
 GAP = 8
 BAR = "#2b313c"
 TEXT = "#f2f4f7"
-
-
-def writable(folder: Path) -> Path:
-    """Make `folder` if need be, and prove that files can be written to it.
-
-    Raises:
-        OSError: they cannot.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic(folder / "probe", keep=False) as probe:
-        probe.touch()
-    return folder
-
-
-@contextmanager
-def atomic(path: Path, keep: bool = True) -> Iterator[Path]:
-    """A name beside `path` to write to; it becomes `path` on leaving without an exception.
-
-    After an exception or an interrupt nothing is left, and an older file stays as it was.
-    """
-    part = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
-    try:
-        yield part
-        if keep:
-            os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def to_uint8(frames: np.ndarray) -> np.ndarray:

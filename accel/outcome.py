@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from .files import atomic
 from .load import Model
-from .media import atomic, enlarge, side_by_side, to_uint8, write_picture, write_video
+from .media import enlarge, side_by_side, to_uint8, write_picture, write_video
 from .plan import Plan
 from .report import Report
 

@@ -128,12 +128,48 @@ def test_eight_prompts_are_drawn_from_a_long_file_or_from_our_own_list(tmp_path)
         (["--speedup", "1"], "--speedup must be above 1, got 1"),
         (["--budget", "4", "--effort", "hard"], "--effort must be one of normal, high"),
         (["--budget", "4", "--picture", "/proc/x/plan.png"], "--picture /proc/x/plan.png: cannot"),
+        (["--budget", "4", "--out", "."], "--out .: cannot write there: Is a directory"),
+        (["--budget", "4", "--picture", "."], "--picture .: cannot write there: Is a directory"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message):
     result = accel("calibrate", *arguments)
     assert result.exit_code == 2
     assert message in result.output and "Traceback" not in result.output
+
+
+@pytest.fixture
+def uncalibrated(monkeypatch):
+    """Calibration, which must not begin."""
+
+    def calibrate(*_, **__):
+        raise AssertionError("calibrated, though the plan cannot be kept")
+
+    monkeypatch.setattr("accel.cli_calibrate.calibrate", calibrate)
+
+
+@pytest.mark.parametrize("content", ["{", '{"_class_name": "Other"}', "/proc/x/plan.json"])
+def test_a_plan_that_cannot_be_kept_is_refused_before_calibrating(content, tmp_path, uncalibrated):
+    make("sd").save_pretrained(tmp_path / "model")
+    beside = tmp_path / "model" / "acceleration.json"
+    beside.symlink_to(content) if content[0] == "/" else beside.write_text(content)
+    result = accel("calibrate", "--budget", "2", "--model", "model", "--recipe", "fast")
+    assert result.exit_code == 2 and "Traceback" not in result.output, result.output
+    assert "accel: --recipe fast: " in result.output and "give --out instead" in result.output
+    assert beside.is_symlink() or beside.read_text() == content
+
+
+def test_a_plan_that_cannot_be_saved_after_all_is_printed(monkeypatch):
+    plan = Plan((TaylorSeer(interval=3),))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("accel.cli_calibrate.calibrate", lambda *_, **__: plan)
+    monkeypatch.setattr("os.replace", full)
+    result = accel("calibrate", "--budget", "2", "--steps", "4")
+    assert result.exit_code == 2 and Plan.from_json(result.stdout) == plan
+    assert "--out plan.json: No space left on device; the plan is printed" in result.stderr
 
 
 def test_a_plan_is_given_alone_and_must_be_one(tmp_path):
