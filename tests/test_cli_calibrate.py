@@ -183,6 +183,20 @@ def test_a_plan_is_given_alone_and_must_be_one(tmp_path):
         assert result.exit_code == 2 and message in result.output
 
 
+def test_a_file_beside_a_model_is_a_plan_where_it_holds_one(tmp_path):
+    one = json.loads(Plan((TaylorSeer(interval=2, warmup=1),)).to_json())
+    (tmp_path / "acceleration.json").write_text(json.dumps({"fast": one}))
+    size = (*SMALL, "--steps", "4")
+    used = accel("generate", PROMPT, "--plan", "acceleration.json", *size, "--json")
+    assert used.exit_code == 0, used.output
+    assert json.loads(used.stdout)["methods"][0]["interval"] == 2
+    (tmp_path / "acceleration.json").write_text(json.dumps({"fast": one, "draft": one}))
+    result = accel("generate", PROMPT, "--plan", "acceleration.json", *size)
+    assert result.exit_code == 2
+    says = "--plan acceleration.json holds several plans (fast, draft): give --recipe NAME instead"
+    assert says in result.stderr
+
+
 def test_captions_are_always_the_same_and_fit_the_model():
     assert tiny.captions("shapes-t2v", 3) == tiny.captions("shapes-t2v", 5)[:3]
     assert any("moving" in text for text in tiny.captions("shapes-t2v", 8))

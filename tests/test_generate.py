@@ -167,6 +167,25 @@ def test_what_the_pipeline_itself_refuses():
         generate(model, Request(PROMPT, steps=3, height=36, width=32), "balanced")
 
 
+@pytest.mark.parametrize(
+    "place, code, refuses",
+    [
+        ("accel.caching.mine", "raise ValueError('another number of steps')", True),
+        ("accel.caching.mine", "max([])", False),
+        ("accel.pipelines.tiny.text", "raise ValueError('a bug')", False),
+        ("diffusers.models.mine", "raise ValueError('a bug')", False),
+    ],
+)
+def test_a_method_that_refuses_is_told_from_what_goes_wrong(place, code, refuses):
+    model = opened("wan")
+    within: dict = {"__name__": place}
+    exec(f"def forward(*args, **kwargs): {code}", within)
+    model.pipe.transformer.forward = within["forward"]
+    with pytest.raises(ValueError) as caught:
+        generate(model, Request(PROMPT, steps=4), parse_method(SKIPS["wan"]))
+    assert isinstance(caught.value, BadInput) == refuses
+
+
 def test_an_interrupt_restores_the_pipeline():
     model = opened("wan")
 
