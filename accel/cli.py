@@ -16,7 +16,17 @@ from typer.core import TyperGroup
 
 from . import catalogue, doctor, plan_beside, summary
 from .cli_calibrate import calibrate_command
-from .cli_options import Device, Dtype, Frames, Guidance, Height, ModelName, Offload, Width
+from .cli_options import (
+    Device,
+    Dtype,
+    Frames,
+    Guidance,
+    Height,
+    ModelName,
+    Offload,
+    StartImage,
+    Width,
+)
 from .cli_plan import plan_command
 from .files import writable
 from .generate import RunFailed, generate
@@ -106,7 +116,7 @@ def generate_command(
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     guidance: Guidance = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
-    image: Annotated[Path | None, typer.Option(help="Picture to start from.")] = None,
+    image: StartImage = None,
     frames: Frames = None,
     height: Height = None,
     width: Width = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import shlex
 import warnings
 from pathlib import Path
@@ -13,7 +14,17 @@ from rich.console import Console
 
 from . import plan_beside, plan_summary
 from .calibration import EFFORTS, Searched, calibrate
-from .cli_options import Device, Dtype, Frames, Guidance, Height, ModelName, Offload, Width
+from .cli_options import (
+    Device,
+    Dtype,
+    Frames,
+    Guidance,
+    Height,
+    ModelName,
+    Offload,
+    StartImage,
+    Width,
+)
 from .cli_plan import Picture, draw
 from .files import writable_file
 from .inputs import BadInput, Request, arguments
@@ -60,6 +71,7 @@ def calibrate_command(
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
     guidance: Guidance = None,
     seed: Annotated[int, typer.Option(help="Seed of the first run's noise.")] = 0,
+    image: StartImage = None,
     frames: Frames = None,
     height: Height = None,
     width: Width = None,
@@ -86,11 +98,14 @@ def calibrate_command(
             raise BadInput(f"{option} {path}: cannot write there: {error.strerror}") from None
     listed = None if prompts is None else _read(prompts)
     with Console(stderr=True).status(f"loading {model or 'shapes-t2v'}"):
-        opened = load(model, device=device, dtype=dtype, offload=offload)
+        opened = load(model, device=device, dtype=dtype, offload=offload, image=image is not None)
+    kind = type(opened.pipe)
+    if "prompt" not in inspect.signature(kind.__call__).parameters:
+        raise BadInput(f"{kind.__name__} takes no prompt, and calibrate runs prompts")
     if recipe is not None:
         _beside(opened, recipe)
     texts = drawn(listed or _prompts(opened, samples or SAMPLES), samples, seed)
-    request = Request(texts[0], steps, guidance, seed, None, frames, height, width)
+    request = Request(texts[0], steps, guidance, seed, image, frames, height, width)
     call: dict[str, Any] = arguments(opened.pipe, opened.defaults, request)
     for name in ("prompt", "output_type", "num_inference_steps"):
         call.pop(name, None)
@@ -109,7 +124,10 @@ def calibrate_command(
     if picture is not None:
         draw(console, plan, picture)
     given: dict[str, Any] = {"--model": model}
-    given |= {"--steps": None if steps == 50 else steps, "--guidance": guidance}
+    (fitted,) = plan.methods
+    own = fitted.level == "sampler"  # which has fewer steps than the full runs
+    given |= {"--steps": getattr(fitted, "steps", steps) if own else steps}
+    given |= {"--guidance": guidance, "--image": image}
     given |= {"--frames": frames, "--height": height, "--width": width, **use}
     options = " ".join(f"{k} {shlex.quote(str(v))}" for k, v in given.items() if v is not None)
     line = f"  use it  accel generate {shlex.quote(texts[0])} {options}"

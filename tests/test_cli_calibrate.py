@@ -172,6 +172,42 @@ def test_a_plan_that_cannot_be_saved_after_all_is_printed(monkeypatch):
     assert "--out plan.json: No space left on device; the plan is printed" in result.stderr
 
 
+def used_line(made):
+    """The arguments of the command that `calibrate` says to use."""
+    assert made.exit_code == 0, made.output
+    line = next(row for row in made.output.splitlines() if row.startswith("  use it  accel "))
+    return shlex.split(line)[3:]
+
+
+def test_a_sampler_is_used_with_its_own_number_of_steps():
+    options = ("--for", "Sampler:steps=3", "--samples", "1", "--steps", "6")
+    line = used_line(accel("calibrate", *options, *SMALL))
+    assert line[line.index("--steps") + 1] == "3"
+    used = accel(*line, "--json")
+    assert used.exit_code == 0 and len(json.loads(used.stdout)["methods"][0]["levels"]) == 3
+
+
+def test_a_model_that_starts_from_a_picture_is_calibrated_from_one(tmp_path):
+    make("sd_img2img").save_pretrained(tmp_path / "model")
+    Image.new("RGB", (32, 32), "red").save("red.png")
+    place = ("--model", "model", "--image", "red.png")
+    line = used_line(accel("calibrate", "--budget", "2", "--samples", "1", "--steps", "5", *place))
+    assert line[line.index("--image") + 1] == "red.png"
+    assert Plan.load("plan.json").fingerprint["steps"] == 4  # strength 0.8 of 5
+    used = accel(*line, "--json")
+    assert used.exit_code == 0, used.output
+    assert json.loads(used.stdout)["computed_fraction"] == pytest.approx(0.5)
+
+
+def test_a_model_without_prompts_is_not_calibrated(tmp_path):
+    make("svd").save_pretrained(tmp_path / "model")
+    Image.new("RGB", (32, 32), "red").save("red.png")
+    place = ("--model", "model", "--image", "red.png")
+    result = accel("calibrate", "--budget", "2", *place)
+    assert result.exit_code == 2
+    assert "accel: StableVideoDiffusionPipeline takes no prompt" in result.stderr
+
+
 def test_a_plan_is_given_alone_and_must_be_one(tmp_path):
     (tmp_path / "no.json").write_text("{}")
     for arguments, message in (
