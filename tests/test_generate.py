@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusion3Img2ImgPipeline
 from PIL import Image
 
 from accel import Plan, parse_method
@@ -95,6 +96,38 @@ def test_from_a_picture(tmp_path):
     assert len(outcome.report.rows) == int(6 * 0.8)
     other = Request(PROMPT, steps=6, image=tmp_path / "red.png", height=32, width=64)
     assert arguments(outcome.model.pipe, {}, other)["image"].size == (64, 32)
+
+
+class Follows:
+    """A pipeline that edits: it takes a size, and makes the picture's unasked."""
+
+    default_sample_size = 4
+
+    def __call__(self, prompt=None, image=None, height=None, width=None): ...
+
+
+@pytest.mark.parametrize(
+    "pipe, asked, size",
+    [
+        ("sd3", {}, (32, 32)),
+        ("sd3", {"width": 64}, (64, 32)),
+        ("wan_i2v", {"height": 64, "width": 64}, (64, 64)),
+        ("svd", {"height": 64, "width": 64}, (64, 64)),
+        (Follows(), {}, (200, 100)),
+    ],
+)
+def test_a_picture_is_cropped_to_what_is_made_and_not_squashed(pipe, asked, size, tmp_path):
+    wide = Image.new("RGB", (200, 100), "red")
+    wide.paste("green", (44, 0, 156, 100))
+    wide.save(tmp_path / "wide.png")
+    if isinstance(pipe, str):
+        pipe = make(pipe)
+    if type(pipe).__name__ == "StableDiffusion3Pipeline":
+        pipe = StableDiffusion3Img2ImgPipeline.from_pipe(pipe)
+    picture = arguments(pipe, {}, Request("a", image=tmp_path / "wide.png", **asked))["image"]
+    assert picture.size == size
+    if size[0] == size[1]:
+        assert np.asarray(picture)[..., 0].max() < 10  # the red sides are cut off
 
 
 def opened_img2img(tmp_path) -> Model:
