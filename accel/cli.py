@@ -14,18 +14,29 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from . import catalogue, doctor, summary
+from . import catalogue, doctor, plan_beside, summary
 from .cli_calibrate import calibrate_command
-from .cli_options import Device, Dtype, Frames, Guidance, Height, ModelName, Offload, Width
+from .cli_options import (
+    Device,
+    Dtype,
+    Frames,
+    Guidance,
+    Height,
+    ModelName,
+    Offload,
+    StartImage,
+    Width,
+)
 from .cli_plan import plan_command
+from .files import writable
 from .generate import RunFailed, generate
 from .inputs import BadInput, Request
 from .load import first_line, load
-from .media import writable
 from .memory import parse_size
 from .method import Method
+from .outcome import Sample, write_plain
 from .parse import parse_method
-from .plan import Plan
+from .plan import FILE, Plan
 from .versions import __version__
 
 UsageError: Any = typer.BadParameter.__base__
@@ -105,13 +116,14 @@ def generate_command(
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     guidance: Guidance = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
-    image: Annotated[Path | None, typer.Option(help="Picture to start from.")] = None,
+    image: StartImage = None,
     frames: Frames = None,
     height: Height = None,
     width: Width = None,
     fps: Annotated[float | None, typer.Option(help="Frames a second of the files.")] = None,
     out: Annotated[
-        Path, typer.Option(help="Folder for the files; those of an earlier run are replaced.")
+        Path,
+        typer.Option(help="Folder for the files; those of an earlier run are replaced or removed."),
     ] = Path("out"),
     max_bytes: Annotated[
         str | None,
@@ -151,9 +163,13 @@ def generate_command(
             opened = load(
                 model, device=device, dtype=dtype, offload=offload, image=image is not None
             )
-        outcome = generate(
-            opened, request, *what, compare=compare, max_bytes=limit, keep_on=keep_on
-        )
+
+        def keep_plain(sample: Sample) -> None:
+            path = write_plain(opened, sample, out, fps)
+            print(f"accel: the plain run was finished, and is in {path}", file=sys.stderr)
+
+        how: dict[str, Any] = {"compare": compare, "max_bytes": limit, "keep_on": keep_on}
+        outcome = generate(opened, request, *what, **how, keep_plain=keep_plain)
         files = outcome.write(out, fps)
     for text in dict.fromkeys(str(n.message) for n in notes if n.category is UserWarning):
         errors.print(f"[yellow]note:[/] {text}")
@@ -167,15 +183,28 @@ def _what(recipe: str | None, methods: list[str], plan: Path | None) -> list[str
     if sum((recipe is not None, bool(methods), plan is not None)) > 1:
         raise BadInput("--recipe, --method and --plan exclude one another; give one of them")
     if plan is not None:
-        try:
-            return [Plan.load(plan)]
-        except ValueError as error:
-            raise BadInput(f"--plan {first_line(error)}") from None
+        return [_plan(plan)]
     try:
         given: list[str | Method | Plan] = [parse_method(text) for text in methods]
         return given or [recipe or "balanced"]
     except ValueError as error:
         raise BadInput(f"--method {first_line(error)}") from None
+
+
+def _plan(file: Path) -> Plan:
+    """The one plan of a file, which may be a model's acceleration.json."""
+    try:
+        plans = plan_beside.read(file)
+    except ValueError as error:
+        raise BadInput(f"--plan {first_line(error)}") from None
+    if not plans:
+        raise BadInput(f"--plan {file}: not a plan: there is none in it")
+    if len(plans) > 1:
+        raise BadInput(
+            f"--plan {file} holds several plans ({', '.join(plans)}): give --recipe NAME instead, "
+            f"and --model with the folder that has them as {FILE}"
+        )
+    return next(iter(plans.values()))
 
 
 app.command("calibrate")(calibrate_command)

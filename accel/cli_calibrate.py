@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import shlex
 import warnings
 from pathlib import Path
@@ -13,11 +14,21 @@ from rich.console import Console
 
 from . import plan_beside, plan_summary
 from .calibration import EFFORTS, Searched, calibrate
-from .cli_options import Device, Dtype, Frames, Guidance, Height, ModelName, Offload, Width
+from .cli_options import (
+    Device,
+    Dtype,
+    Frames,
+    Guidance,
+    Height,
+    ModelName,
+    Offload,
+    StartImage,
+    Width,
+)
 from .cli_plan import Picture, draw
+from .files import writable_file
 from .inputs import BadInput, Request, arguments
 from .load import TINY, Model, first_line, load
-from .media import writable
 from .parse import parse_method
 from .plan import Plan
 from .prompts import GENERIC, SAMPLES, drawn
@@ -60,6 +71,7 @@ def calibrate_command(
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
     guidance: Guidance = None,
     seed: Annotated[int, typer.Option(help="Seed of the first run's noise.")] = 0,
+    image: StartImage = None,
     frames: Frames = None,
     height: Height = None,
     width: Width = None,
@@ -81,16 +93,19 @@ def calibrate_command(
     _check(method, steps, budget, speedup, effort)
     for option, path in (("--out", None if recipe else out), ("--picture", picture)):
         try:
-            writable(path.parent) if path is not None else None
+            writable_file(path) if path is not None else None
         except OSError as error:
             raise BadInput(f"{option} {path}: cannot write there: {error.strerror}") from None
     listed = None if prompts is None else _read(prompts)
     with Console(stderr=True).status(f"loading {model or 'shapes-t2v'}"):
-        opened = load(model, device=device, dtype=dtype, offload=offload)
-    if recipe is not None and plan_beside.folder(opened.pipe) is None:
-        raise BadInput(f"--recipe {recipe}: {opened.name} is no folder here; give --out instead")
+        opened = load(model, device=device, dtype=dtype, offload=offload, image=image is not None)
+    kind = type(opened.pipe)
+    if "prompt" not in inspect.signature(kind.__call__).parameters:
+        raise BadInput(f"{kind.__name__} takes no prompt, and calibrate runs prompts")
+    if recipe is not None:
+        _beside(opened, recipe)
     texts = drawn(listed or _prompts(opened, samples or SAMPLES), samples, seed)
-    request = Request(texts[0], steps, guidance, seed, None, frames, height, width)
+    request = Request(texts[0], steps, guidance, seed, image, frames, height, width)
     call: dict[str, Any] = arguments(opened.pipe, opened.defaults, request)
     for name in ("prompt", "output_type", "num_inference_steps"):
         call.pop(name, None)
@@ -103,26 +118,47 @@ def calibrate_command(
         except ValueError as error:
             raise BadInput(f"--for {for_}: {first_line(error)}") from error
     use: dict[str, Any] = {"--plan": out} if recipe is None else {"--recipe": recipe}
-    path = plan.save(out) if recipe is None else _keep(opened, recipe, plan)
+    path = _save(plan, recipe, out, opened)
     console = Console()
     plan_summary.show(console, plan, str(path))
     if picture is not None:
         draw(console, plan, picture)
     given: dict[str, Any] = {"--model": model}
-    given |= {"--steps": None if steps == 50 else steps, "--guidance": guidance}
+    (fitted,) = plan.methods
+    own = fitted.level == "sampler"  # which has fewer steps than the full runs
+    given |= {"--steps": getattr(fitted, "steps", steps) if own else steps}
+    given |= {"--guidance": guidance, "--image": image}
     given |= {"--frames": frames, "--height": height, "--width": width, **use}
     options = " ".join(f"{k} {shlex.quote(str(v))}" for k, v in given.items() if v is not None)
     line = f"  use it  accel generate {shlex.quote(texts[0])} {options}"
     console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
-def _keep(model: Model, recipe: str, plan: Plan) -> Path:
+def _beside(model: Model, recipe: str) -> None:
+    """Refuse a folder of the model that a recipe cannot be kept in."""
+    if plan_beside.folder(model.pipe) is None:
+        raise BadInput(f"--recipe {recipe}: {model.name} is no folder here; give --out instead")
     try:
-        return plan_beside.keep(model.pipe, recipe, plan)
+        plan_beside.target(model.pipe)
     except ValueError as error:
-        raise BadInput(f"--recipe {recipe}: {first_line(error)}") from None
+        raise BadInput(
+            f"--recipe {recipe}: {first_line(error)}; move that file away, or give --out instead"
+        ) from None
     except OSError as error:
-        raise BadInput(f"--recipe {recipe}: cannot write there: {error.strerror}") from None
+        raise BadInput(
+            f"--recipe {recipe}: cannot write to {model.name}: {error.strerror}; give --out instead"
+        ) from None
+
+
+def _save(plan: Plan, recipe: str | None, out: Path, model: Model) -> Path:
+    """Keep the plan where it was asked for; where that fails after all, it is printed."""
+    try:
+        return plan.save(out) if recipe is None else plan_beside.keep(model.pipe, recipe, plan)
+    except (OSError, ValueError) as error:
+        print(plan.to_json())
+        where = f"--out {out}" if recipe is None else f"--recipe {recipe}"
+        why = getattr(error, "strerror", None) or first_line(error)
+        raise BadInput(f"{where}: {why}; the plan is printed, put it into a file") from error
 
 
 def _check(method: Any, steps: int, budget: int | None, speedup: float | None, effort: str) -> None:

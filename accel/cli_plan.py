@@ -9,9 +9,9 @@ import typer
 from rich.console import Console
 
 from . import plan_beside, plan_summary
+from .files import writable_file
 from .inputs import BadInput
 from .load import first_line
-from .media import writable
 from .plan import Plan
 
 Picture = Annotated[
@@ -39,7 +39,7 @@ def plan_command(
 def draw(console: Console, plan: Plan, picture: Path) -> None:
     """Write the picture and say where it is."""
     try:
-        writable(picture.parent)
+        writable_file(picture)
         plan.plot(picture)
     except ValueError as error:
         raise BadInput(f"--picture {first_line(error)}") from None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dis
 import importlib
 import math
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -79,6 +80,7 @@ def generate(
     compare: bool = False,
     max_bytes: int | None = None,
     keep_on: Literal["device", "cpu"] | None = None,
+    keep_plain: Callable[[Sample], None] | None = None,
 ) -> Outcome:
     """Run `request` accelerated, and before that plain if `compare`.
 
@@ -86,9 +88,11 @@ def generate(
 
     Args:
         what, max_bytes, keep_on: as for `accel.enable`.
+        keep_plain: called with the finished plain run where the accelerated one fails.
 
     Raises:
-        BadInput: the request, the recipe or a method does not fit this model.
+        BadInput: the request, the recipe or a method does not fit this model, or a method refuses
+            the run.
         RunFailed: out of memory, or the model returned values that are not numbers.
     """
     pipe = model.pipe
@@ -105,10 +109,15 @@ def generate(
         with LoopTimer().watching(pipe) as timer:
             plain = _run(model, call, request, "plain")
         plain = _with_loop(plain, timer.seconds)
-    with accelerated(pipe, plan) as state:
-        name = plan.name or "accelerated"
-        sample = _run(model, call, request, name)
-        report = state.report()
+    try:
+        with accelerated(pipe, plan) as state:
+            name = plan.name or "accelerated"
+            sample = _run(model, call, request, name)
+            report = state.report()
+    except BaseException:  # an interrupt too
+        if plain is not None and keep_plain is not None:
+            keep_plain(plain)
+        raise
     sample = _with_loop(sample, report.seconds_loop)
     if plain is None:
         return Outcome(model, plan, call, report, sample)
@@ -159,6 +168,9 @@ def _call(pipe: Any, call: Mapping[str, Any], seed: int) -> np.ndarray:
     except OverBudget as error:
         raise BadInput(f"--max-bytes: {first_line(error)}") from error
     except (TypeError, ValueError) as error:
+        if isinstance(error, ValueError) and _refusal(error):
+            traceback.clear_frames(error.__traceback__)  # a bar that they hold ends its line
+            raise BadInput(first_line(error)) from error
         names = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
         if "check_inputs" not in names:
             raise
@@ -169,6 +181,17 @@ def _call(pipe: Any, call: Mapping[str, Any], seed: int) -> np.ndarray:
     if not np.isfinite(made).all():
         raise RunFailed("the model returned values that are not numbers; try --dtype float32")
     return made
+
+
+def _refusal(error: BaseException) -> bool:
+    """Whether a `raise` of a method of ours made it, not a model or a call that went wrong."""
+    last = error.__traceback__
+    assert last is not None
+    while last.tb_next is not None:
+        last = last.tb_next
+    name = str(last.tb_frame.f_globals.get("__name__"))
+    ours = name.startswith("accel.") and not name.startswith("accel.pipelines.")
+    return ours and last.tb_frame.f_code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def _adherence(frames: np.ndarray, video: bool, caption: str) -> float | None:

@@ -101,7 +101,7 @@ def arguments(pipe: Any, defaults: Mapping[str, Any], request: Request) -> dict[
             given.pop(name, None)
             call.pop(name, None)
     elif request.image is not None:
-        call["image"] = request.picture()
+        call["image"] = _cropped(pipe, defaults, request)
     for name, (option, value) in given.items():
         if name not in known:
             why = " (it makes pictures)" if option == "frames" else ""
@@ -183,6 +183,30 @@ def _fitted(request: Request, defaults: Mapping[str, Any], multiple: int) -> Ima
             raise BadInput(f"--{name} must be a multiple of {multiple} here, got {asked}")
         size.append(asked or defaults.get(name) or max(own // multiple, 1) * multiple)
     return ImageOps.fit(image, (size[0], size[1]), Image.Resampling.LANCZOS)
+
+
+def _cropped(pipe: Any, defaults: Mapping[str, Any], request: Request) -> Image.Image:
+    """The picture cropped to what a pipeline of a size of its own would squash it to."""
+    width, height = (
+        getattr(request, name) or defaults.get(name) or _own_size(pipe, name)
+        for name in ("width", "height")
+    )
+    image = request.picture()
+    if width is None or height is None:
+        return image
+    return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+
+
+def _own_size(pipe: Any, name: str) -> int | None:
+    """Pixels of height or width that `pipe` makes unasked; None where it follows the picture."""
+    known = inspect.signature(type(pipe).__call__).parameters
+    if isinstance(known[name].default, int):
+        return known[name].default
+    config = getattr(getattr(pipe, "transformer", None), "config", None)
+    sample = getattr(config, f"sample_{name}", None)
+    if sample is None and "strength" in known:  # pipelines that edit have a sample size, unused
+        sample = getattr(pipe, "default_sample_size", None)
+    return None if sample is None else int(sample) * int(_first(pipe, SPATIAL) or 1)
 
 
 def _first(pipe: Any, names: tuple[str, ...]) -> int | None:

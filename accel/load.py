@@ -89,7 +89,7 @@ def load(
     with _quiet():
         pipe, defaults = _shipped(name, precision) if ours else (_opened(name, precision), {})
         pipe = _for_image(pipe) if image else pipe
-    if not image and NEEDS_IMAGE.search(type(pipe).__name__):
+    if not image and _needs_image(type(pipe)):
         raise BadInput(f"{type(pipe).__name__} starts from a picture; give one with --image FILE")
     pipe.enable_model_cpu_offload(device=place) if offload else pipe.to(place)
     return Model(name, pipe, defaults, ours)
@@ -131,6 +131,13 @@ def _opened(name: str, dtype: torch.dtype) -> Any:
         raise BadInput(
             f"cannot load {name}: there is no such folder, and the hub did not give it: {why}"
         ) from error
+
+
+def _needs_image(kind: type) -> bool:
+    taken: Any = inspect.signature(kind.__call__).parameters.get("image")
+    return bool(NEEDS_IMAGE.search(kind.__name__)) or (
+        taken is not None and taken.default is taken.empty
+    )
 
 
 def _for_image(pipe: Any) -> Any:

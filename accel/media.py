@@ -2,47 +2,22 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import imageio.v2 as imageio
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+
+from .files import atomic
 
 MIN_HEIGHT = 256
 GAP = 8
 BAR = "#2b313c"
 TEXT = "#f2f4f7"
-
-
-def writable(folder: Path) -> Path:
-    """Make `folder` if need be, and prove that files can be written to it.
-
-    Raises:
-        OSError: they cannot.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic(folder / "probe", keep=False) as probe:
-        probe.touch()
-    return folder
-
-
-@contextmanager
-def atomic(path: Path, keep: bool = True) -> Iterator[Path]:
-    """A name beside `path` to write to; it becomes `path` on leaving without an exception.
-
-    After an exception or an interrupt nothing is left, and an older file stays as it was.
-    """
-    part = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
-    try:
-        yield part
-        if keep:
-            os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+MARK = "made by accel"
+"""A comment in every PNG and video, which tells them from those of others."""
 
 
 def to_uint8(frames: np.ndarray) -> np.ndarray:
@@ -63,8 +38,10 @@ def enlarge(frames: np.ndarray, least: int = MIN_HEIGHT) -> np.ndarray:
 
 def write_picture(path: Path, frame: np.ndarray) -> Path:
     """Write a picture (H, W, 3) of 8-bit values as it is."""
+    marked = PngInfo()
+    marked.add_text("Comment", MARK)
     with atomic(path) as part:
-        Image.fromarray(frame).save(part)
+        Image.fromarray(frame).save(part, **({"pnginfo": marked} if path.suffix == ".png" else {}))
     return path
 
 
@@ -84,7 +61,9 @@ def write_video(path: Path, frames: np.ndarray, fps: float) -> Path:
             quality=None,
             macro_block_size=1,
             ffmpeg_log_level="error",
-            output_params=["-crf", "12", "-movflags", "+faststart"],
+            output_params=[
+                *("-crf", "12", "-movflags", "+faststart", "-metadata", f"comment={MARK}")
+            ],
         )
         with writer:
             for frame in np.pad(frames, odd, mode="edge"):

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from .files import atomic
 from .load import Model
-from .media import atomic, enlarge, side_by_side, to_uint8, write_picture, write_video
+from .media import MARK, enlarge, side_by_side, to_uint8, write_picture, write_video
 from .plan import Plan
 from .report import Report
 
@@ -96,7 +97,7 @@ class Outcome:
         )
 
     def write(self, folder: Path, fps: float | None = None) -> dict[str, Path]:
-        """Write everything to `folder`, replacing what an earlier run left there.
+        """Write everything to `folder`; what an earlier run left there is replaced or removed.
 
         Returns:
             What each file is -> where it is.
@@ -104,6 +105,7 @@ class Outcome:
         sample, rate = self.accelerated, fps or self.rate()
         files = {"accelerated": _write(folder / "accelerated", to_uint8(sample.frames), rate)}
         if self.plain is None:
+            _remove_others(folder, files)
             return files
         plain = to_uint8(self.plain.frames)
         files["plain"] = _write(folder / "plain", plain, rate)
@@ -117,14 +119,42 @@ class Outcome:
             self.report.plot(part)
         for kind in ("json", "txt", "png"):
             files[f"report_{kind}"] = folder / f"report.{kind}"
+        _remove_others(folder, files)
         return files
 
     def rate(self) -> float:
         """Frames a second that the model was made for."""
-        if self.model.shipped:
-            return SHIPPED_RATE
-        name = type(self.model.pipe).__name__
-        return next((rate for start, rate in RATES.items() if name.startswith(start)), RATE)
+        return _rate(self.model)
+
+
+def write_plain(model: Model, sample: Sample, folder: Path, fps: float | None = None) -> Path:
+    """Write a plain run whose accelerated one failed, and remove what an earlier run left."""
+    path = _write(folder / "plain", to_uint8(sample.frames), fps or _rate(model))
+    _remove_others(folder, {"plain": path})
+    return path
+
+
+def _remove_others(folder: Path, files: Mapping[str, Path]) -> None:
+    """Remove what this module wrote to `folder` before, and only that, if it is none of `files`."""
+    stems = ("accelerated", "plain", "side_by_side")
+    stale = [folder / f"{stem}{suffix}" for stem in stems for suffix in (".png", ".mp4")]
+    stale = [path for path in stale if _holds(path, MARK)]
+    if _holds(folder / "report.json", '"computed_fraction"'):
+        stale += [folder / f"report.{kind}" for kind in ("json", "txt", "png")]
+    for path in stale:
+        if path not in files.values():
+            path.unlink(missing_ok=True)
+
+
+def _holds(path: Path, text: str) -> bool:
+    return path.is_file() and text.encode() in path.read_bytes()
+
+
+def _rate(model: Model) -> float:
+    if model.shipped:
+        return SHIPPED_RATE
+    name = type(model.pipe).__name__
+    return next((rate for start, rate in RATES.items() if name.startswith(start)), RATE)
 
 
 def _short(seconds: float) -> str:

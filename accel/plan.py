@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from .files import write_text
 from .method import Method, check_fields
 from .registry import find_method, find_type, nearest
 
@@ -83,10 +84,8 @@ class Plan:
         return json.dumps(shown, indent=1)
 
     def save(self, path: str | Path) -> Path:
-        """Write the plan as JSON; nothing in it is ever executed."""
-        path = Path(path)
-        path.write_text(self.to_json() + "\n")
-        return path
+        """Write the plan as JSON, whole or not at all; nothing in it is ever executed."""
+        return write_text(Path(path), self.to_json() + "\n")
 
     def plot(self, path: str | Path) -> Path:
         """Draw the plan into a picture file: computed steps, weights, errors, where it has them.

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .files import writable_file, write_text
 from .plan import FILE, Plan
 
 FIRST = "balanced"
@@ -52,8 +53,8 @@ def read(path: Path) -> dict[str, Plan]:
         raise ValueError(f"{path}: {error}") from None
 
 
-def keep(pipe: Any, recipe: str, plan: Plan) -> Path:
-    """Put `plan` into the model's folder as `recipe`; other recipes there stay.
+def target(pipe: Any) -> Path:
+    """The file that `keep` writes to, which is proved to be possible.
 
     Raises:
         ValueError: the pipeline was not loaded from a folder here, or the file there is not one.
@@ -66,8 +67,19 @@ def keep(pipe: Any, recipe: str, plan: Plan) -> Path:
             f"machine; save the pipeline with save_pretrained, and load it from there"
         )
     path = home / FILE
-    plans = read(path) if path.is_file() else {}
+    if path.exists():
+        read(path)
+    return writable_file(path)
+
+
+def keep(pipe: Any, recipe: str, plan: Plan) -> Path:
+    """Put `plan` into the model's folder as `recipe`; other recipes there stay.
+
+    Raises:
+        ValueError, OSError: as `target`.
+    """
+    path = target(pipe)
+    plans = read(path) if path.exists() else {}
     plans[recipe] = plan
     text = json.dumps({name: json.loads(one.to_json()) for name, one in plans.items()}, indent=1)
-    path.write_text(text + "\n")
-    return path
+    return write_text(path, text + "\n")

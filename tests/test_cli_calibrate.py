@@ -128,12 +128,84 @@ def test_eight_prompts_are_drawn_from_a_long_file_or_from_our_own_list(tmp_path)
         (["--speedup", "1"], "--speedup must be above 1, got 1"),
         (["--budget", "4", "--effort", "hard"], "--effort must be one of normal, high"),
         (["--budget", "4", "--picture", "/proc/x/plan.png"], "--picture /proc/x/plan.png: cannot"),
+        (["--budget", "4", "--out", "."], "--out .: cannot write there: Is a directory"),
+        (["--budget", "4", "--picture", "."], "--picture .: cannot write there: Is a directory"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message):
     result = accel("calibrate", *arguments)
     assert result.exit_code == 2
     assert message in result.output and "Traceback" not in result.output
+
+
+@pytest.fixture
+def uncalibrated(monkeypatch):
+    """Calibration, which must not begin."""
+
+    def calibrate(*_, **__):
+        raise AssertionError("calibrated, though the plan cannot be kept")
+
+    monkeypatch.setattr("accel.cli_calibrate.calibrate", calibrate)
+
+
+@pytest.mark.parametrize("content", ["{", '{"_class_name": "Other"}', "/proc/x/plan.json"])
+def test_a_plan_that_cannot_be_kept_is_refused_before_calibrating(content, tmp_path, uncalibrated):
+    make("sd").save_pretrained(tmp_path / "model")
+    beside = tmp_path / "model" / "acceleration.json"
+    beside.symlink_to(content) if content[0] == "/" else beside.write_text(content)
+    result = accel("calibrate", "--budget", "2", "--model", "model", "--recipe", "fast")
+    assert result.exit_code == 2 and "Traceback" not in result.output, result.output
+    assert "accel: --recipe fast: " in result.output and "give --out instead" in result.output
+    assert beside.is_symlink() or beside.read_text() == content
+
+
+def test_a_plan_that_cannot_be_saved_after_all_is_printed(monkeypatch):
+    plan = Plan((TaylorSeer(interval=3),))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("accel.cli_calibrate.calibrate", lambda *_, **__: plan)
+    monkeypatch.setattr("os.replace", full)
+    result = accel("calibrate", "--budget", "2", "--steps", "4")
+    assert result.exit_code == 2 and Plan.from_json(result.stdout) == plan
+    assert "--out plan.json: No space left on device; the plan is printed" in result.stderr
+
+
+def used_line(made):
+    """The arguments of the command that `calibrate` says to use."""
+    assert made.exit_code == 0, made.output
+    line = next(row for row in made.output.splitlines() if row.startswith("  use it  accel "))
+    return shlex.split(line)[3:]
+
+
+def test_a_sampler_is_used_with_its_own_number_of_steps():
+    options = ("--for", "Sampler:steps=3", "--samples", "1", "--steps", "6")
+    line = used_line(accel("calibrate", *options, *SMALL))
+    assert line[line.index("--steps") + 1] == "3"
+    used = accel(*line, "--json")
+    assert used.exit_code == 0 and len(json.loads(used.stdout)["methods"][0]["levels"]) == 3
+
+
+def test_a_model_that_starts_from_a_picture_is_calibrated_from_one(tmp_path):
+    make("sd_img2img").save_pretrained(tmp_path / "model")
+    Image.new("RGB", (32, 32), "red").save("red.png")
+    place = ("--model", "model", "--image", "red.png")
+    line = used_line(accel("calibrate", "--budget", "2", "--samples", "1", "--steps", "5", *place))
+    assert line[line.index("--image") + 1] == "red.png"
+    assert Plan.load("plan.json").fingerprint["steps"] == 4  # strength 0.8 of 5
+    used = accel(*line, "--json")
+    assert used.exit_code == 0, used.output
+    assert json.loads(used.stdout)["computed_fraction"] == pytest.approx(0.5)
+
+
+def test_a_model_without_prompts_is_not_calibrated(tmp_path):
+    make("svd").save_pretrained(tmp_path / "model")
+    Image.new("RGB", (32, 32), "red").save("red.png")
+    place = ("--model", "model", "--image", "red.png")
+    result = accel("calibrate", "--budget", "2", *place)
+    assert result.exit_code == 2
+    assert "accel: StableVideoDiffusionPipeline takes no prompt" in result.stderr
 
 
 def test_a_plan_is_given_alone_and_must_be_one(tmp_path):
@@ -145,6 +217,20 @@ def test_a_plan_is_given_alone_and_must_be_one(tmp_path):
     ):
         result = accel("generate", PROMPT, *arguments)
         assert result.exit_code == 2 and message in result.output
+
+
+def test_a_file_beside_a_model_is_a_plan_where_it_holds_one(tmp_path):
+    one = json.loads(Plan((TaylorSeer(interval=2, warmup=1),)).to_json())
+    (tmp_path / "acceleration.json").write_text(json.dumps({"fast": one}))
+    size = (*SMALL, "--steps", "4")
+    used = accel("generate", PROMPT, "--plan", "acceleration.json", *size, "--json")
+    assert used.exit_code == 0, used.output
+    assert json.loads(used.stdout)["methods"][0]["interval"] == 2
+    (tmp_path / "acceleration.json").write_text(json.dumps({"fast": one, "draft": one}))
+    result = accel("generate", PROMPT, "--plan", "acceleration.json", *size)
+    assert result.exit_code == 2
+    says = "--plan acceleration.json holds several plans (fast, draft): give --recipe NAME instead"
+    assert says in result.stderr
 
 
 def test_captions_are_always_the_same_and_fit_the_model():

@@ -7,7 +7,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from accel.caching import HarmoniCa
+from accel.caching.harmonica import mask_parts
 from accel.cli import app
+from accel.plan import Plan
+from accel.registry import recognise
 from tests.tiny_pipelines import PROMPT, make
 
 
@@ -15,7 +19,7 @@ from tests.tiny_pipelines import PROMPT, make
 def models(tmp_path_factory):
     """A folder with saved pipelines, a folder that is none, and files that are no pictures."""
     folder = tmp_path_factory.mktemp("models")
-    for name in ("wan", "sd", "sd_img2img", "sdxl_img2img"):
+    for name in ("wan", "sd", "sd_img2img", "sdxl_img2img", "svd"):
         make(name).save_pretrained(folder / name)
     (folder / "empty").mkdir()
     (folder / "broken").mkdir()
@@ -117,6 +121,7 @@ def test_missing_prompt():
         ("sd", ["--frames", "5"], "--frames: StableDiffusionPipeline takes no num_frames"),
         ("sd_img2img", [], "starts from a picture; give one with --image FILE"),
         ("sdxl_img2img", [], "starts from a picture; give one with --image FILE"),
+        ("svd", [], "starts from a picture; give one with --image FILE"),
     ],
 )
 def test_what_a_model_cannot_do(models, model, arguments, says):
@@ -138,6 +143,27 @@ def test_more_bytes_than_allowed():
     assert result.exit_code == 2 and "Traceback" not in result.stderr
     line = result.stderr.splitlines()[-1]
     assert line.startswith("accel: --max-bytes: ") and "max_bytes is 1000 (1.0 kB)" in line
+
+
+@pytest.mark.parametrize(
+    "method, says",
+    [
+        ("TruncatedStart:start=0.8", "accel: TruncatedStart begins from latents: pass them"),
+        ("harmonica.json", "accel: HarmoniCa's mask is for 3 steps, this run has 4; run 3"),
+    ],
+)
+def test_what_a_method_refuses_when_the_run_begins(models, method, says):
+    option = "--method"
+    if method == "harmonica.json":
+        parts = mask_parts(recognise(make("wan"))[0], make("wan").transformer)
+        modules = 1 + max(unit for part in parts for unit in part.units)
+        Plan((HarmoniCa(mask=("1" * modules,) * 3),)).save(method)
+        option = "--plan"
+    size = ("--height", "32", "--width", "32", "--frames", "5", "--steps", "4")
+    place = ("--model", str(models / "wan"), *size, option, method)
+    result = CliRunner().invoke(app, ["generate", PROMPT, *place])
+    assert result.exit_code == 2 and "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1].startswith(says)
 
 
 def test_a_shell_sees_one_line_and_code_2():

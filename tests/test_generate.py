@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusion3Img2ImgPipeline
 from PIL import Image
 
 from accel import Plan, parse_method
@@ -97,6 +98,38 @@ def test_from_a_picture(tmp_path):
     assert arguments(outcome.model.pipe, {}, other)["image"].size == (64, 32)
 
 
+class Follows:
+    """A pipeline that edits: it takes a size, and makes the picture's unasked."""
+
+    default_sample_size = 4
+
+    def __call__(self, prompt=None, image=None, height=None, width=None): ...
+
+
+@pytest.mark.parametrize(
+    "pipe, asked, size",
+    [
+        ("sd3", {}, (32, 32)),
+        ("sd3", {"width": 64}, (64, 32)),
+        ("wan_i2v", {"height": 64, "width": 64}, (64, 64)),
+        ("svd", {"height": 64, "width": 64}, (64, 64)),
+        (Follows(), {}, (200, 100)),
+    ],
+)
+def test_a_picture_is_cropped_to_what_is_made_and_not_squashed(pipe, asked, size, tmp_path):
+    wide = Image.new("RGB", (200, 100), "red")
+    wide.paste("green", (44, 0, 156, 100))
+    wide.save(tmp_path / "wide.png")
+    if isinstance(pipe, str):
+        pipe = make(pipe)
+    if type(pipe).__name__ == "StableDiffusion3Pipeline":
+        pipe = StableDiffusion3Img2ImgPipeline.from_pipe(pipe)
+    picture = arguments(pipe, {}, Request("a", image=tmp_path / "wide.png", **asked))["image"]
+    assert picture.size == size
+    if size[0] == size[1]:
+        assert np.asarray(picture)[..., 0].max() < 10  # the red sides are cut off
+
+
 def opened_img2img(tmp_path) -> Model:
     """A text-to-image folder, opened to start from a picture."""
     make("sd").save_pretrained(tmp_path / "sd")
@@ -165,6 +198,25 @@ def test_what_the_pipeline_itself_refuses():
     model = Model("sd", make("sd"), {})
     with pytest.raises(BadInput, match="divisible by 8"):
         generate(model, Request(PROMPT, steps=3, height=36, width=32), "balanced")
+
+
+@pytest.mark.parametrize(
+    "place, code, refuses",
+    [
+        ("accel.caching.mine", "raise ValueError('another number of steps')", True),
+        ("accel.caching.mine", "max([])", False),
+        ("accel.pipelines.tiny.text", "raise ValueError('a bug')", False),
+        ("diffusers.models.mine", "raise ValueError('a bug')", False),
+    ],
+)
+def test_a_method_that_refuses_is_told_from_what_goes_wrong(place, code, refuses):
+    model = opened("wan")
+    within: dict = {"__name__": place}
+    exec(f"def forward(*args, **kwargs): {code}", within)
+    model.pipe.transformer.forward = within["forward"]
+    with pytest.raises(ValueError) as caught:
+        generate(model, Request(PROMPT, steps=4), parse_method(SKIPS["wan"]))
+    assert isinstance(caught.value, BadInput) == refuses
 
 
 def test_an_interrupt_restores_the_pipeline():

@@ -5,15 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from accel.media import (
-    atomic,
-    enlarge,
-    side_by_side,
-    to_uint8,
-    writable,
-    write_picture,
-    write_video,
-)
+from accel.files import atomic, writable, write_text
+from accel.media import enlarge, side_by_side, to_uint8, write_picture, write_video
 
 
 def ramp(frames=3, height=10, width=14):
@@ -39,9 +32,7 @@ def test_atomic_replaces_only_when_done(tmp_path):
 
 
 def test_interrupted_video_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "accel.media.os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
-    )
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         write_video(tmp_path / "a.mp4", ramp(), 10)
     assert list(tmp_path.iterdir()) == []
@@ -108,3 +99,20 @@ def test_long_labels_stay_in_their_half():
     bar = both.shape[1] - 256
     assert (both[0, :bar, 256:].max(axis=(0, 2)) < 150).all()
     assert (both[0, :bar, :256].max(axis=(0, 2)) > 150).any()
+
+
+def test_text_is_whole_and_goes_through_links_and_devices(tmp_path, monkeypatch):
+    path, link = tmp_path / "a.txt", tmp_path / "link.txt"
+    path.write_text("old")
+    link.symlink_to(path)
+    write_text(link, "new")
+    assert link.is_symlink() and path.read_text() == "new"
+    (tmp_path / "null").symlink_to("/dev/null")
+    write_text(tmp_path / "null", "gone")
+    assert (tmp_path / "null").is_symlink() and (tmp_path / "null").is_char_device()
+    with pytest.raises(IsADirectoryError):
+        write_text(tmp_path, "new")
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        write_text(path, "newer")
+    assert path.read_text() == "new" and len(list(tmp_path.iterdir())) == 3

@@ -96,3 +96,20 @@ def test_the_command_keeps_a_plan_beside_the_model(tmp_path, monkeypatch):
     shown = CliRunner().invoke(app, ["plan", "model/acceleration.json"])
     assert shown.exit_code == 0 and "model/acceleration.json: fast" in shown.output
     assert len(plan_beside.read(tmp_path / "model" / "acceleration.json")["fast"].methods) == 1
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+def test_an_interrupt_leaves_the_older_plan_whole(tmp_path, monkeypatch):
+    pipe = saved("sd", tmp_path)
+    path = plan_beside.keep(pipe, "draft", Plan((HALF,)))
+    alone = Plan((HALF,)).save(tmp_path / "plan.json")
+    before = path.read_text(), alone.read_text()
+    monkeypatch.setattr("os.replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        plan_beside.keep(pipe, "fast", Plan((THIRD,)))
+    with pytest.raises(KeyboardInterrupt):
+        Plan((THIRD,)).save(alone)
+    assert (path.read_text(), alone.read_text()) == before
