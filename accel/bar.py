@@ -16,7 +16,11 @@ class Bar:
 
     def __init__(self, bar: Any, clock: StepClock) -> None:
         self._inner, self._clock = bar, clock
-        self._run = clock.begin()
+        try:
+            self._run = clock.begin()
+        except BaseException:
+            bar.close()  # it was drawn when it was made
+            raise
         weakref.finalize(self, clock.end, self._run)
 
     def __enter__(self) -> Any:

@@ -169,7 +169,6 @@ def _call(pipe: Any, call: Mapping[str, Any], seed: int) -> np.ndarray:
         raise BadInput(f"--max-bytes: {first_line(error)}") from error
     except (TypeError, ValueError) as error:
         if isinstance(error, ValueError) and _refusal(error):
-            traceback.clear_frames(error.__traceback__)  # a bar that they hold ends its line
             raise BadInput(first_line(error)) from error
         names = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
         if "check_inputs" not in names:

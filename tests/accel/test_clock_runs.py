@@ -187,6 +187,17 @@ def test_a_run_that_a_method_refuses_is_not_left_open():
     assert call(pipe, "wan").isfinite().all()
 
 
+def test_the_bar_of_a_refused_run_is_closed(capsys):
+    pipe = make("wan", "flow_euler")
+    pipe.set_progress_bar_config(disable=False)
+    pipe.enable_acceleration(RegionAdaptive(0.5))
+    pipe.scheduler = make("wan").scheduler
+    with pytest.raises(ValueError, match="one-step solvers") as refused:
+        call(pipe, "wan")
+    shown = capsys.readouterr().err
+    assert "0%" in shown and shown.endswith("\n"), refused
+
+
 def test_traceback_names_what_wrapped_what():
     pipe = make("wan")
     pipe.enable_acceleration(HALF)
