@@ -70,6 +70,11 @@ class Starter:
         site, own = self.site, self.site.pipe.scheduler
         if not hasattr(type(site.pipe), "prepare_latents"):
             raise ValueError(f"{type(site.pipe).__name__} has no prepare_latents to start from")
+        if getattr(site.pipe, "audio_vae", None) is not None:
+            raise ValueError(
+                f"{type(site.pipe).__name__} steps its sound by a scheduler of its own making, "
+                f"which TruncatedStart cannot cut with the one of the video; leave it out"
+            )
         if own.order != 1:
             raise ValueError(
                 f"{type(own).__name__} evaluates twice a step, and is not cut; use a solver of one "

@@ -99,6 +99,8 @@ def test_starts_that_cannot_be_are_refused():
         TruncatedStart(0.0)
     with pytest.raises(ValueError, match="evaluates twice a step"):
         make("wan", "flow_heun").enable_acceleration(TruncatedStart())
+    with pytest.raises(ValueError, match="LTX2Pipeline steps its sound by a scheduler of its own"):
+        make("ltx2").enable_acceleration(TruncatedStart())
     pipe, latents = make("wan"), latents_of("wan")
     plain = call(pipe, "wan", latents=latents)
     pipe.enable_acceleration(TruncatedStart(1.0))
