@@ -45,8 +45,8 @@ class Sampler(Method):
     """Another solver, or other noise levels, so that fewer steps are needed; ask for fewer.
 
     The default, second-order Adams-Bashforth, needs one evaluation a step, like the scheduler it
-    stands in for, and is deterministic. Nothing is skipped: the gain is that 12 steps do what 16
-    of Euler did; at 20 the error is little more than half of Euler's.
+    stands in for, and is deterministic. Nothing is skipped: the gain is that 12 steps do more than
+    15 of Euler did; at 20 the error is little more than half of Euler's.
 
     Attributes:
         solver: a name of `SOLVERS`, or "own" to keep the pipeline's scheduler.
