@@ -21,6 +21,7 @@ import typer
 from benchmarks.cells import Cells
 from benchmarks.green import green, sources
 from benchmarks.models import SIZES, Subject, shipped
+from benchmarks.options import ReportOnly, Tests
 from benchmarks.overhead_report import HALF_WIDTH, NULL, console, key, newest, timed, write
 from benchmarks.paired import Timings
 from benchmarks.rounds import rounds
@@ -134,11 +135,11 @@ def main(
     picture: Annotated[str | None, typer.Option(help="Folder of a shapes-t2i model.")] = None,
     limit: Annotated[float, typer.Option(help="Seconds a method, or a round of all.")] = 15,
     together: Annotated[bool, typer.Option(help="All methods in one round.")] = False,
-    tests: Annotated[bool, typer.Option("--tests/--skip-tests", help="While developing.")] = True,
+    tests: Tests = True,
     prepare: Annotated[bool, typer.Option(help="Only run the tests; time nothing.")] = False,
     again: Annotated[bool, typer.Option(help="Time anew what is not sure yet.")] = False,
     minutes: Annotated[float, typer.Option(help="Begin none anew after this long.")] = 1e9,
-    report_only: Annotated[bool, typer.Option(help="Only write the table.")] = False,
+    report_only: ReportOnly = False,
     out: Annotated[Path, typer.Option(help="Results; .md goes beside.")] = (
         RESULTS / "overhead.json"
     ),

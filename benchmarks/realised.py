@@ -24,6 +24,7 @@ from benchmarks.budget import TARGETS, others, residuals, threshold, unet, ways
 from benchmarks.cells import Cells
 from benchmarks.green import green, sources
 from benchmarks.models import Subject
+from benchmarks.options import ReportOnly, Tests
 from benchmarks.overhead import RESULTS, TESTS, flops, load
 from benchmarks.overhead_report import timed
 from benchmarks.paired import Timings
@@ -162,8 +163,8 @@ def main(
     video: Annotated[str | None, typer.Option(help="Folder of a shapes-t2v model.")] = None,
     prepare: Annotated[bool, typer.Option(help="Settings and work only; time nothing.")] = False,
     minutes: Annotated[float, typer.Option(help="Begin no group after this long.")] = 1e9,
-    tests: Annotated[bool, typer.Option("--tests/--skip-tests", help="While developing.")] = True,
-    report_only: Annotated[bool, typer.Option(help="Only write the table.")] = False,
+    tests: Tests = True,
+    report_only: ReportOnly = False,
     out: Annotated[Path, typer.Option(help="Results; .md goes beside.")] = (
         RESULTS / "realised.json"
     ),

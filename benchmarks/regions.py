@@ -25,7 +25,18 @@ from benchmarks.cells import Cells  # noqa: E402
 from benchmarks.fidelity import RESULTS, load  # noqa: E402
 from benchmarks.green import green, sources  # noqa: E402
 from benchmarks.judge import Judge  # noqa: E402
-from benchmarks.options import CACHE, Folders, Minutes, References, Workers, places  # noqa: E402
+from benchmarks.options import (  # noqa: E402
+    CACHE,
+    Batch,
+    Folders,
+    Minutes,
+    References,
+    ReportOnly,
+    Rows,
+    Tests,
+    Workers,
+    places,
+)
 from benchmarks.regions_report import (  # noqa: E402
     AT,
     MODELS,
@@ -129,17 +140,17 @@ def main(
     ] = None,
     folder: Folders = None,
     ratio: Annotated[list[float] | None, typer.Option(help="Share of the tokens a step.")] = None,
-    row: Annotated[list[str] | None, typer.Option(help="Rows; all if none.")] = None,
+    row: Rows = None,
     samples: Annotated[int, typer.Option(help="Samples judged.")] = 64,
     many: Annotated[
         int, typer.Option(help="Captions of the best row at 0.25 and its rival; 0: none.")
     ] = 0,
     turns: Annotated[int, typer.Option(min=1, help="Times that everything is timed.")] = 7,
     workers: Workers = 2,
-    batch: Annotated[int, typer.Option(help="Samples made in one go.")] = 4,
+    batch: Batch = 4,
     minutes: Minutes = 1e9,
-    tests: Annotated[bool, typer.Option("--tests/--skip-tests", help="While developing.")] = True,
-    report_only: Annotated[bool, typer.Option(help="Only write the table.")] = False,
+    tests: Tests = True,
+    report_only: ReportOnly = False,
     references: References = CACHE,
     out: Annotated[Path, typer.Option(help="Results; .md goes beside.")] = (
         RESULTS / "regions.json"

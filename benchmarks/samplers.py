@@ -23,7 +23,7 @@ from accel.samplers.grids import EPSS
 from benchmarks.cells import Cells
 from benchmarks.gaussian import BUDGETS, FITTED, errors_of, fitted, side_by_side
 from benchmarks.green import ROOT, green, sources
-from benchmarks.options import CACHE
+from benchmarks.options import CACHE, Tests
 from benchmarks.samplers_report import GAUSSIAN, SPREAD, write
 from benchmarks.shapes import Model
 from benchmarks.solvers import Solver, solvers
@@ -90,7 +90,7 @@ def main(
     grid: Annotated[list[str] | None, typer.Option(help="Of models; all if none.")] = None,
     solver: Annotated[list[str] | None, typer.Option(help="Of models; all if none.")] = None,
     minutes: Annotated[float, typer.Option(help="Begin no cell after this long.")] = 1e9,
-    tests: Annotated[bool, typer.Option("--tests/--skip-tests", help="While developing.")] = True,
+    tests: Tests = True,
     references: Annotated[Path, typer.Option(help="Where latents to compare with lie.")] = CACHE,
     out: Annotated[Path, typer.Option(help="Results; .md, .png beside.")] = (
         RESULTS / "samplers.json"

@@ -23,7 +23,19 @@ from benchmarks.cells import Cells  # noqa: E402
 from benchmarks.fidelity import RESULTS, load  # noqa: E402
 from benchmarks.green import green  # noqa: E402
 from benchmarks.judge import Judge  # noqa: E402
-from benchmarks.options import CACHE, Folders, Minutes, References, Workers, places  # noqa: E402
+from benchmarks.options import (  # noqa: E402
+    CACHE,
+    Batch,
+    Both,
+    Folders,
+    Minutes,
+    References,
+    ReportOnly,
+    Rows,
+    Tests,
+    Workers,
+    places,
+)
 from benchmarks.settings import Setting  # noqa: E402
 
 MODELS = ("shapes-mmdit", "shapes-t2v")
@@ -51,18 +63,16 @@ by adherence, beside plain runs of as much work.
 
 
 def main(
-    models: Annotated[
-        list[str] | None, typer.Option("--model", help="Which; both if none.")
-    ] = None,
+    models: Both = None,
     folder: Folders = None,
-    row: Annotated[list[str] | None, typer.Option(help="Rows; all if none.")] = None,
+    row: Rows = None,
     samples: Annotated[int, typer.Option(help="Captions.")] = 32,
     turns: Annotated[int, typer.Option(min=0, help="Times that everything is timed.")] = 5,
     workers: Workers = 2,
-    batch: Annotated[int, typer.Option(help="Samples made in one go.")] = 4,
+    batch: Batch = 4,
     minutes: Minutes = 1e9,
-    tests: Annotated[bool, typer.Option("--tests/--skip-tests", help="While developing.")] = True,
-    report_only: Annotated[bool, typer.Option(help="Only write the tables.")] = False,
+    tests: Tests = True,
+    report_only: ReportOnly = False,
     references: References = CACHE,
     out: Annotated[Path, typer.Option(help="Results; .md goes beside.")] = RESULTS / "stages.json",
 ) -> None:
