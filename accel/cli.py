@@ -29,7 +29,7 @@ from .cli_options import (
 )
 from .cli_plan import plan_command
 from .files import writable
-from .generate import RunFailed, generate
+from .generate import generate
 from .inputs import BadInput, Request
 from .load import first_line, load
 from .memory import parse_size
@@ -37,6 +37,7 @@ from .method import Method
 from .outcome import Sample, write_plain
 from .parse import parse_method
 from .plan import FILE, Plan
+from .run_errors import RunFailed
 from .versions import __version__
 
 UsageError: Any = typer.BadParameter.__base__

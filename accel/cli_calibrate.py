@@ -32,6 +32,7 @@ from .load import TINY, Model, first_line, load
 from .parse import parse_method
 from .plan import Plan
 from .prompts import GENERIC, SAMPLES, drawn
+from .run_errors import told
 
 
 def calibrate_command(
@@ -114,9 +115,10 @@ def calibrate_command(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         try:
-            plan = calibrate(opened.pipe, texts, method, **wanted, **call)
-        except ValueError as error:
-            raise BadInput(f"--for {for_}: {first_line(error)}") from error
+            with told(opened.pipe):
+                plan = calibrate(opened.pipe, texts, method, **wanted, **call)
+        except BadInput as error:
+            raise BadInput(f"--for {for_}: {error}") from error
     use: dict[str, Any] = {"--plan": out} if recipe is None else {"--recipe": recipe}
     path = _save(plan, recipe, out, opened)
     console = Console()

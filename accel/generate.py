@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dis
 import importlib
 import math
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -16,7 +14,6 @@ import numpy as np
 import torch
 
 from .bar import Bar
-from .budget import OverBudget
 from .enable import accelerated
 from .inputs import BadInput, Request, arguments, generator, strength_of
 from .load import Model, first_line
@@ -25,14 +22,11 @@ from .metrics import WINDOW, psnr, ssim
 from .outcome import Outcome, Sample
 from .patch import PatchStack
 from .plan import Plan
+from .run_errors import RunFailed, told
 from .step import Run
 
 CHECKER = "accel.pipelines.tiny.checker"
 WARM_UP_STEPS = 2
-
-
-class RunFailed(RuntimeError):
-    """The run could not be finished; the message is one line that says what may help."""
 
 
 class LoopTimer:
@@ -158,39 +152,14 @@ def _with_loop(sample: Sample, seconds: float | None) -> Sample:
 
 def _call(pipe: Any, call: Mapping[str, Any], seed: int) -> np.ndarray:
     """Frames (B, F, H, W, 3) or pictures (B, H, W, 3) in [0, 1]."""
-    try:
+    with told(pipe):
         made = pipe(**call, generator=generator(seed))[0]
-    except torch.OutOfMemoryError as error:
-        raise RunFailed(
-            f"out of memory ({first_line(error)}); give a smaller --height and --width, fewer "
-            f"--frames, or --offload"
-        ) from None
-    except OverBudget as error:
-        raise BadInput(f"--max-bytes: {first_line(error)}") from error
-    except (TypeError, ValueError) as error:
-        if isinstance(error, ValueError) and _refusal(error):
-            raise BadInput(first_line(error)) from error
-        names = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
-        if "check_inputs" not in names:
-            raise
-        raise BadInput(f"{type(pipe).__name__}: {first_line(error)}") from error
     made = np.asarray(made)
     if made.ndim not in (4, 5) or made.shape[-1] != 3:
         raise BadInput(f"{type(pipe).__name__} makes neither pictures nor videos")
     if not np.isfinite(made).all():
         raise RunFailed("the model returned values that are not numbers; try --dtype float32")
     return made
-
-
-def _refusal(error: BaseException) -> bool:
-    """Whether a `raise` of a method of ours made it, not a model or a call that went wrong."""
-    last = error.__traceback__
-    assert last is not None
-    while last.tb_next is not None:
-        last = last.tb_next
-    name = str(last.tb_frame.f_globals.get("__name__"))
-    ours = name.startswith("accel.") and not name.startswith("accel.pipelines.")
-    return ours and last.tb_frame.f_code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def _adherence(frames: np.ndarray, video: bool, caption: str) -> float | None:

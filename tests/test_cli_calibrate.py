@@ -4,6 +4,7 @@ import json
 import shlex
 
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -170,6 +171,25 @@ def test_a_plan_that_cannot_be_saved_after_all_is_printed(monkeypatch):
     result = accel("calibrate", "--budget", "2", "--steps", "4")
     assert result.exit_code == 2 and Plan.from_json(result.stdout) == plan
     assert "--out plan.json: No space left on device; the plan is printed" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (torch.OutOfMemoryError("tried to allocate 80 GiB"), "80 GiB); give a smaller --height"),
+        (ValueError("a bug of the model"), None),
+    ],
+)
+def test_of_a_failed_calibration_only_what_helps_is_one_line(error, said, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("diffusers.WanTransformer3DModel.forward", fail)
+    result = accel("calibrate", "--budget", "2", "--steps", "4", *SMALL)
+    if said is None:
+        assert result.exception is error
+    else:
+        assert result.exit_code == 1 and said in result.output, result.output
 
 
 def used_line(made):

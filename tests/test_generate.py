@@ -9,11 +9,12 @@ from diffusers import StableDiffusion3Img2ImgPipeline
 from PIL import Image
 
 from accel import Plan, parse_method
-from accel.generate import LoopTimer, RunFailed, generate
+from accel.generate import LoopTimer, generate
 from accel.inputs import BadInput, Request, arguments, check_frames, spatial_multiple
 from accel.load import Model, load
 from accel.outcome import Outcome
 from accel.pipelines.tiny import scenes
+from accel.run_errors import RunFailed
 from tests.tiny_pipelines import PROMPT, TINY, make
 
 SKIPS = {
