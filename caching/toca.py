@@ -22,7 +22,7 @@ from .state import Cache, State
 from .tokens import PARTS, Place, Tokens, feed_forwards, has_feed_forwards
 
 MUCH = 0.7
-"""Share of the tokens above which gathering them takes back most of what it saves (measured)."""
+"""Share of the tokens above which gathering them saves little: a rule of thumb, not measured."""
 
 
 @dataclass(frozen=True)
