@@ -29,6 +29,8 @@ from benchmarks.shapes import Model
 from benchmarks.solvers import Solver, solvers
 
 FEW = (5, 7, 9, 12, 15, 20)
+REST = (4, 25, 30, 40, 50)
+"""Other evaluations of shipped models, on their own levels alone."""
 GRIDS = ("model", "uniform", "sway", "log-snr", "epss")
 LISTED = ("ays-sd", "ays-sdxl")
 """Grids of models that preserve variance only (that of SVD begins at levels they do not have)."""
@@ -47,7 +49,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 console = Console(width=170)
 
 
-def of_model(name: str, count: int, kept: Path) -> Callable[[Solver, str], dict[str, Any]]:
+def of_model(name: str, count: int, kept: Path) -> Callable[..., dict[str, Any]]:
     """What measures a solver on a shipped model: relative errors of latents, over `count` samples.
 
     The reference, 1,000 evaluations of second-order Adams-Bashforth, is made once and kept.
@@ -64,7 +66,7 @@ def of_model(name: str, count: int, kept: Path) -> Callable[[Solver, str], dict[
 
     reference: list[torch.Tensor] = []
 
-    def measure(solver: Solver, grid: str) -> dict[str, Any]:
+    def measure(solver: Solver, grid: str, budgets: tuple[int, ...] = FEW) -> dict[str, Any]:
         if not reference:
             file = kept / f"{name}-{model.checkpoint[:12]}-{count}-latents.npy"
             if not file.exists():
@@ -73,7 +75,7 @@ def of_model(name: str, count: int, kept: Path) -> Callable[[Solver, str], dict[
                 np.save(file, made.numpy())
             reference.append(torch.from_numpy(np.load(file)))
         exact, errors = reference[0], {}
-        for evaluations in FEW:
+        for evaluations in budgets:
             steps = solver.steps(evaluations)
             if steps is None or (grid == "epss" and steps not in EPSS):
                 continue
@@ -114,14 +116,11 @@ def main(
                 if each.random or (each.own and on != "model"):
                     continue
                 console.log(f"{name}: {each.name} on {on}")
-                cells.run(
-                    lambda s=each, g=on, m=measure: m(s, g),
-                    part="errors",
-                    data=f"{name}, {samples} samples",
-                    by=each.by,
-                    solver=each.name,
-                    grid=on,
-                )
+                fields = {"part": "errors", "data": f"{name}, {samples} samples"}
+                fields |= {"by": each.by, "solver": each.name, "grid": on}
+                cells.run(lambda s=each, g=on, m=measure: m(s, g), **fields)
+                if on == "model":
+                    cells.run(lambda s=each, m=measure: m(s, "model", REST), **fields, budgets=REST)
     write(cells, console)
 
 

@@ -1,8 +1,9 @@
 """What a part of the steps at a lower resolution saves, and at what price, beside fewer steps.
 
-`ResolutionStages` with 28 steps of flow Euler on `shapes-mmdit`, which was trained at the size it
-runs at and at half of it, and on `shapes-t2v`, which knows one size. Run as
-`python benchmarks/stages.py`; an interrupted run goes on where it was.
+`ResolutionStages` and `RegionUpsampling` with 28 steps of flow Euler, the latter also with as few
+as released, on `shapes-mmdit`, which was trained at the size it runs at and at half of it, and on
+`shapes-t2v`, which knows one size. Run as `python benchmarks/stages.py`; an interrupted run goes on
+where it was.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import torch  # noqa: E402
 import typer  # noqa: E402
 
-from accel.samplers import ResolutionStages  # noqa: E402
+from accel.samplers import RegionUpsampling, ResolutionStages  # noqa: E402
 from benchmarks.beside_fewer import COLUMNS, measure, write  # noqa: E402
 from benchmarks.cells import Cells  # noqa: E402
 from benchmarks.fidelity import RESULTS, load  # noqa: E402
@@ -47,10 +48,20 @@ WAYS = {
     "half for half of the steps": ResolutionStages((0.5, 1.0)),
     "half for half of the steps, unshifted": ResolutionStages((0.5, 1.0), shift=1.0),
     "half for three quarters of the steps": ResolutionStages((0.5, 1.0), (0.75,)),
+    "half, then edges, then whole (RALU)": RegionUpsampling(),
+    "half, then edges of latents, then whole": RegionUpsampling(edges="latents"),
 }
+RELEASED = {
+    "RALU as released for 4x": (RegionUpsampling(), 18),
+    "RALU as released for 7x": (
+        RegionUpsampling((2, 3, 5), (0.2, 0.3, 1.0), (8.141, 2.856, 2.193), 6.261, 0.1),
+        10,
+    ),
+}
+"""Row -> method and its own number of steps, of the plain run's 28."""
 FOLDERS = ("accel", "samplers")
 """Sources of what is measured."""
-TESTS = ("tests/samplers/test_resolution.py",)
+TESTS = ("tests/samplers/test_resolution.py", "tests/samplers/test_region_upsampling.py")
 INTRODUCTION = f"""# Low resolution first
 
 Made by `python benchmarks/stages.py`; every number is in the JSON file beside this page.
@@ -92,7 +103,8 @@ def main(
             batch=batch,
             steps=STEPS,
         )
-        ways = [Setting(k, m, SAMPLER, STEPS) for k, m in WAYS.items() if k in (row or [k])]
+        tried = {k: (way, STEPS) for k, way in WAYS.items()} | RELEASED
+        ways = [Setting(k, m, SAMPLER, n) for k, (m, n) in tried.items() if k in (row or [k])]
         measure(judge, ways, samples, turns, until)
     write(cells, out, INTRODUCTION)
 

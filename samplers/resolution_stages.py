@@ -15,7 +15,7 @@ from accel.method import Method, Site, check_fields
 from accel.step import Run
 
 from .regions.canvas import fresh
-from .regions.staging import FLOWS, PACKED, Staging
+from .regions.staging import FLOWS, PACKED, Staging, places, shifted
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,6 @@ class ResolutionStages(Method):
         Switching(site, self).install()
 
 
-def shifted(level: float, factor: float) -> float:
-    """A noise level, shifted: s g / (1 + (s - 1) g)."""
-    return factor * level / (1 + (factor - 1) * level)
-
-
 class Switching(Staging):
     """Stages of one resolution each."""
 
@@ -145,11 +140,3 @@ class Switching(Staging):
         if isinstance(called.get("height"), int):
             new |= {"height": rows, "width": columns}
         return new
-
-
-def places(like: Tensor, rows: int, columns: int) -> Tensor:
-    """Flux's positions (rows * columns, 3) of tokens: 0, row, column."""
-    ids = torch.zeros(rows, columns, like.shape[-1], dtype=like.dtype, device=like.device)
-    ids[..., 1] += torch.arange(rows, dtype=like.dtype, device=like.device)[:, None]
-    ids[..., 2] += torch.arange(columns, dtype=like.dtype, device=like.device)
-    return ids.flatten(0, 1)

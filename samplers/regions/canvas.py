@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -47,6 +47,18 @@ class Canvas:
         tall, wide = self.patch
         cut = frames.unflatten(4, (-1, wide)).unflatten(3, (-1, tall))
         return cut.permute(0, 2, 3, 5, 1, 4, 6).flatten(4, 6).flatten(1, 3)
+
+    def tokens(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
+        """As tokens (B, S, C * latents in one), of `size` tokens a frame."""
+        return latents if self.packed else self._flattened.close(self.open(latents, size))
+
+    def laid(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
+        """Tokens (B, S, C * latents in one) as the model takes them, `size` a frame."""
+        return tokens if self.packed else self.close(self._flattened.open(tokens, size))
+
+    @property
+    def _flattened(self) -> Canvas:
+        return replace(self, packed=True, flat=False)
 
     def picked(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
         """Of latents of the whole, one in place of several: noise stays independent noise."""

@@ -231,4 +231,18 @@ class Staging:
         for call, shapes in self._calls:
             whole = recorder.work_of(call.denoiser, *self._whole[call.denoiser, call.step.branch])
             less = recorder.work_of(call.denoiser, *shapes)
-            call.skipped[self._skips] = 1 - less.total / whole.total
+            if less.basis == whole.basis:
+                call.skipped[self._skips] = 1 - less.total / whole.total
+
+
+def shifted(level: float, factor: float) -> float:
+    """A noise level, shifted: s g / (1 + (s - 1) g)."""
+    return factor * level / (1 + (factor - 1) * level)
+
+
+def places(like: Tensor, rows: int, columns: int) -> Tensor:
+    """Flux's positions (rows * columns, 3) of tokens: 0, row, column."""
+    ids = torch.zeros(rows, columns, like.shape[-1], dtype=like.dtype, device=like.device)
+    ids[..., 1] += torch.arange(rows, dtype=like.dtype, device=like.device)[:, None]
+    ids[..., 2] += torch.arange(columns, dtype=like.dtype, device=like.device)
+    return ids.flatten(0, 1)

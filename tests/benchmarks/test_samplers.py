@@ -125,7 +125,12 @@ def test_fitted_levels_and_tables(tmp_path):
                 solver=solver.name,
                 grid=grid,
             )
+    fields = {"part": "errors", "data": "gaussian", "by": "diffusers", "solver": "Euler"}
+    more = {"errors": {"3": 0.9, "70": 0.01}, "order": None}
+    cells.run(lambda: more, **fields, grid="uniform", budgets=(3, 70))
     found, by, orders = errors(cells, "gaussian")
+    of_euler = list(found["uniform"]["Euler"])
+    assert of_euler == [3, *range(4, 21), 25, 30, 40, 50, 70]  # two cells of one row
     assert orders["Euler"] == pytest.approx(1, abs=0.1) and by["Euler"] == "diffusers"
     assert list(found["fitted"]["Euler"]) == [5]
     least = best(found)["AB2 corrected"][5]

@@ -3,19 +3,23 @@
 import math
 
 from accel.pipelines import tiny
+from accel.samplers import ResolutionStages
 from benchmarks import fidelity
 from benchmarks.beside_fewer import measure, rows, write
 from benchmarks.cells import Cells
 from benchmarks.green import ROOT
 from benchmarks.judge import Judge
 from benchmarks.settings import Setting
-from benchmarks.stages import INTRODUCTION, MODELS, SAMPLER, STEPS, TESTS, WAYS
+from benchmarks.stages import INTRODUCTION, MODELS, RELEASED, SAMPLER, STEPS, TESTS, WAYS
 
 
 def test_ways_differ_and_begin_low_or_come_back():
     assert len(set(WAYS.values())) == len(WAYS)
     for way in WAYS.values():
-        assert way.scales[-1] == 1 and len(set(way.stages(STEPS))) == len(way.scales)
+        if isinstance(way, ResolutionStages):
+            assert way.scales[-1] == 1 and len(set(way.stages(STEPS))) == len(way.scales)
+    for way, steps in RELEASED.values():
+        assert [way.divided(steps).count(i) for i in range(3)] == list(way.steps)
     assert set(MODELS) <= set(tiny.NAMES)
     assert all((ROOT / path).is_file() for path in TESTS)
 

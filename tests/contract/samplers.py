@@ -24,5 +24,10 @@ SAMPLERS = (
         ("wan22", "flux", "ltx", "sd3", "lumina2", "qwenimage", "hunyuan_video"),
         (),
     ),
-    Row(RegionUpsampling(), RegionUpsampling((0, 0, 1)), ("flux",), ()),
+    Row(
+        RegionUpsampling(),
+        RegionUpsampling((0, 0, 1)),
+        ("flux", "wan22", "sd3", "hunyuan_video"),
+        (),
+    ),
 )
