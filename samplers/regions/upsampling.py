@@ -18,7 +18,7 @@ from accel.step import Run
 from .canvas import fresh
 from .edges import decoded, edges
 from .halves import TOLD, given
-from .layouts import patch_of
+from .layouts import Grid, patch_of
 from .staging import Staging, places, shifted
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Upsampling(Staging):
     def __init__(self, site: Site, settings: RegionUpsampling) -> None:
         super().__init__(site, type(settings).__name__)
         self.settings = settings
-        self.rest = self.chosen = torch.empty(0, dtype=torch.long)
+        self.rest = self.chosen = self.places = torch.empty(0, dtype=torch.long)
 
     def check(self) -> None:
         super().check()
@@ -68,7 +68,7 @@ class Upsampling(Staging):
         if run is None or not self.stages or self.stages[run.index] != 1:
             return call(*args, **kwargs)
         (latents,) = (*args, *kwargs.values())
-        return given(self.site.family.name, module, latents, self._places(), self.size)
+        return given(self.site.family.name, module, latents, self.places, self.size)
 
     def plan(self, run: Run, sigmas: list[float]) -> None:
         settings = self.settings
@@ -115,18 +115,8 @@ class Upsampling(Staging):
             return {}
         if stage == 0:
             return {"img_ids": places(ids, *self.size)}
-        mixed = self._places().to(ids.device)
+        mixed = self.places.to(ids.device)
         return {"img_ids": mixed.to(ids.dtype) if ids.is_floating_point() else mixed}
-
-    def _places(self) -> Tensor:
-        """Frame, row and column (k, 3) of the second stage's tokens, in those of the first."""
-        assert self.canvas is not None
-        axes = [torch.arange(float(n)) for n in (self.canvas.grid[0], *self.size)]
-        low = torch.cartesian_prod(*axes)
-        fine = low[self.chosen.cpu()][:, None].repeat(1, 4, 1)
-        fine[:, 2:, 1] += 0.5
-        fine[:, 1::2, 2] += 0.5
-        return torch.cat([low[self.rest.cpu()], fine.flatten(0, 1)])
 
     @property
     def _index(self) -> int:
@@ -191,9 +181,19 @@ class Upsampling(Staging):
         self.mixed = rows, columns + 3 * wanted // (count * rows)
         order = score.argsort(descending=True, stable=True)
         self.chosen, self.rest = order[:wanted].sort().values, order[wanted:].sort().values
+        self.places = self._placed((count, rows, columns))
         if self.regions is not None:
             fine = self._fine(self.chosen)[None]
             self.regions.active |= {i: fine for i, s in enumerate(self.stages) if s == 1}
+
+    def _placed(self, grid: Grid) -> Tensor:
+        """Frame, row and column (k, 3) of the second stage's tokens, on the grid of the first."""
+        axes = [torch.arange(float(n), device=self.chosen.device) for n in grid]
+        low = torch.cartesian_prod(*axes)
+        fine = low[self.chosen][:, None].repeat(1, 4, 1)
+        fine[:, 2:, 1] += 0.5
+        fine[:, 1::2, 2] += 0.5
+        return torch.cat([low[self.rest], fine.flatten(0, 1)])
 
     def _step(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         result = super()._step(call, *args, **kwargs)
