@@ -23,6 +23,7 @@ from accel.caching import (
     SeaCache,
     SpeCa,
     Spectrum,
+    StepRehash,
     ToCa,
 )
 from accel.method import Method
@@ -71,10 +72,12 @@ GRIDS: dict[str, list[Method]] = {
         for granularity in ("block", "layer", "unit")
         for n in INTERVALS[:4]
     ],
+    "StepRehash": [StepRehash(n - 1) for n in INTERVALS],
 }
 """Row of the table -> what is tried."""
-GRIDS_OF_VIDEO = tuple(row for row in GRIDS if row not in ("FasterDiffusion", "FeatureInheritance"))
-GRIDS_OF_PICTURES = ("HiCache", "Spectrum", "FasterDiffusion", "FeatureInheritance")
+OF_UNETS = ("FasterDiffusion", "FeatureInheritance", "StepRehash")
+GRIDS_OF_VIDEO = tuple(row for row in GRIDS if row not in OF_UNETS)
+GRIDS_OF_PICTURES = ("HiCache", "Spectrum", "FasterCache", *OF_UNETS)
 MAGNITUDES = (
     (0.06, 2, 0.2),
     (0.12, 4, 0.2),
