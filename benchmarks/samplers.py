@@ -8,7 +8,7 @@ On Gaussian data the exact solution is known; `--model shapes-t2v` compares late
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,21 +17,24 @@ import torch
 import typer
 from rich.console import Console
 
+import accel
 from accel.pipelines.tiny import call_defaults, load, path
-from accel.samplers import SRDS, AdamsBashforth, ParaDiGMS
+from accel.samplers import SRDS, AdamsBashforth, ParaDiGMS, Sampler
 from accel.samplers.grids import EPSS
 from benchmarks.cells import Cells
 from benchmarks.gaussian import BUDGETS, FITTED, errors_of, fitted, side_by_side
 from benchmarks.green import ROOT, green, sources
 from benchmarks.options import CACHE, Tests
 from benchmarks.samplers_report import GAUSSIAN, SPREAD, write
-from benchmarks.shapes import Model
+from benchmarks.shapes import SETS, Model
 from benchmarks.solvers import Solver, solvers
 
 FEW = (5, 7, 9, 12, 15, 20)
 REST = (4, 25, 30, 40, 50)
 """Other evaluations of shipped models, on their own levels alone."""
 GRIDS = ("model", "uniform", "sway", "log-snr", "epss")
+FITTED_ON = 8
+"""Full runs of 50 steps to which levels are fitted, of captions that nothing is judged on."""
 LISTED = ("ays-sd", "ays-sdxl")
 """Grids of models that preserve variance only (that of SVD begins at levels they do not have)."""
 PARALLEL = tuple(
@@ -49,12 +52,20 @@ RESULTS = ROOT / "benchmarks" / "results"
 console = Console(width=170)
 
 
-def of_model(name: str, count: int, kept: Path) -> Callable[..., dict[str, Any]]:
+def levels_of(model: Model, steps: int) -> dict[str, Any]:
+    """So many noise levels, fitted to a shipped model as `accel calibrate` does."""
+    texts = [s.caption for s in model.samples("calibration", FITTED_ON)]
+    how = {"steps": 50, "samples": FITTED_ON, "seed": SETS["calibration"], "progress": False}
+    plan = accel.calibrate(model.pipe, texts, Sampler(steps=steps), **how, **model.options)
+    (found,) = plan.methods
+    return {"levels": list(found.levels)}
+
+
+def of_model(model: Model, count: int, kept: Path) -> Callable[..., dict[str, Any]]:
     """What measures a solver on a shipped model: relative errors of latents, over `count` samples.
 
     The reference, 1,000 evaluations of second-order Adams-Bashforth, is made once and kept.
     """
-    model = Model(name, load(name), path(name), call_defaults(name))
     samples, own = model.samples("evaluation", count), model.pipe.scheduler
 
     def latents(scheduler: Any, steps: int) -> torch.Tensor:
@@ -66,9 +77,14 @@ def of_model(name: str, count: int, kept: Path) -> Callable[..., dict[str, Any]]
 
     reference: list[torch.Tensor] = []
 
-    def measure(solver: Solver, grid: str, budgets: tuple[int, ...] = FEW) -> dict[str, Any]:
+    def measure(
+        solver: Solver,
+        grid: str,
+        budgets: tuple[int, ...] = FEW,
+        levels: Mapping[int, list[float]] | None = None,
+    ) -> dict[str, Any]:
         if not reference:
-            file = kept / f"{name}-{model.checkpoint[:12]}-{count}-latents.npy"
+            file = kept / f"{model.name}-{model.checkpoint[:12]}-{count}-latents.npy"
             if not file.exists():
                 made = latents(AdamsBashforth.from_config(own.config), 1000)
                 kept.mkdir(parents=True, exist_ok=True)
@@ -77,9 +93,11 @@ def of_model(name: str, count: int, kept: Path) -> Callable[..., dict[str, Any]]
         exact, errors = reference[0], {}
         for evaluations in budgets:
             steps = solver.steps(evaluations)
-            if steps is None or (grid == "epss" and steps not in EPSS):
+            known = {"epss": EPSS, "fitted": levels or {}}.get(grid)
+            if steps is None or (known is not None and steps not in known):
                 continue
-            found = latents(solver.make(own.config, {"grid": grid}), steps)
+            on = {"grid": grid} | ({"levels": levels[steps]} if levels else {})
+            found = latents(solver.make(own.config, on), steps)
             errors[str(evaluations)] = float((found - exact).norm() / exact.norm())
         return {"errors": errors, "order": None}
 
@@ -107,9 +125,11 @@ def main(
         cells.run(lambda: {"passed": passed}, **named)
     of_gaussian(cells)
     for name in model or ():
-        measure = of_model(name, samples, references)
-        flow = bool(AdamsBashforth.from_config(load(name).scheduler.config).flow)
-        for on in grid or (GRIDS if flow else (*GRIDS, *LISTED)):
+        shipped = Model(name, load(name), path(name), call_defaults(name))
+        measure = of_model(shipped, samples, references)
+        flow = bool(AdamsBashforth.from_config(shipped.pipe.scheduler.config).flow)
+        for on in grid or (*GRIDS, *(() if flow else LISTED), "fitted"):
+            levels = fitted_to(cells, shipped) if on == "fitted" else None
             for each in solvers(flow):
                 if (solver and each.name not in solver) or time.monotonic() > until:
                     continue
@@ -118,10 +138,19 @@ def main(
                 console.log(f"{name}: {each.name} on {on}")
                 fields = {"part": "errors", "data": f"{name}, {samples} samples"}
                 fields |= {"by": each.by, "solver": each.name, "grid": on}
-                cells.run(lambda s=each, g=on, m=measure: m(s, g), **fields)
+                cells.run(lambda s=each, g=on, m=measure, v=levels: m(s, g, FEW, v), **fields)
                 if on == "model":
                     cells.run(lambda s=each, m=measure: m(s, "model", REST), **fields, budgets=REST)
     write(cells, console)
+
+
+def fitted_to(cells: Cells, model: Model) -> dict[int, list[float]]:
+    """Levels fitted to a shipped model, by their number; each fitted once and kept."""
+    data = f"{model.name}, {FITTED_ON} runs"
+    return {
+        n: cells.run(lambda n=n: levels_of(model, n), part="levels", data=data, steps=n)["levels"]
+        for n in FEW
+    }
 
 
 def of_gaussian(cells: Cells) -> None:

@@ -83,9 +83,7 @@ def write(cells: Cells, console: Console) -> None:
     text = INTRODUCTION
     for name in data:
         found, by, orders = errors(cells, name)
-        text += (
-            f"## {name}\n\n{NOTES.get(name, '')}![errors](samplers-{name.split(',')[0]}.png)\n\n"
-        )
+        text += f"## {name}\n\n{NOTES.get(name, '')}![errors](samplers-{_slug(name)}.png)\n\n"
         for grid, rows in found.items():
             text += f"### All on the grid {grid}\n\n" + _table(rows, by, orders, console, grid)
         chosen = best(found)
@@ -94,8 +92,13 @@ def write(cells: Cells, console: Console) -> None:
         text += _table(least, by, orders, console, "the best of each")
         if name != SPREAD:
             text += _verdicts(found, by)
-        _picture(cells, found, least, by, name.split(",")[0])
+        _picture(cells, found, least, by, _slug(name))
     cells.path.with_suffix(".md").write_text(text + _parallel(cells) + provenance(cells))
+
+
+def _slug(data: str) -> str:
+    """`data` in the name of a file: shapes-t2v-4 for "shapes-t2v, 4 samples"."""
+    return data.removesuffix(" samples").replace(", ", "-")
 
 
 def _parallel(cells: Cells) -> str:

@@ -9,6 +9,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from rich.console import Console
 
 from accel.samplers import SOLVERS, SRDS, ParaDiGMS
+from benchmarks import fidelity, samplers
 from benchmarks.cells import Cells
 from benchmarks.gaussian import (
     FLOW,
@@ -140,3 +141,20 @@ def test_fitted_levels_and_tables(tmp_path):
     assert "| AB2 corrected | ours |" in text and "ours lowest at every budget" in text
     assert (tmp_path / "samplers-gaussian.png").stat().st_size > 10_000
     assert torch.get_num_threads() == 1
+
+
+def test_levels_are_fitted_to_a_shipped_model_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(samplers, "FITTED_ON", 1)
+    monkeypatch.setattr(samplers, "FEW", (4,))
+    shipped = fidelity.load("shapes-t2i", None)
+    small = {**shipped.options, "height": 32, "width": 32}
+    model = fidelity.Model(shipped.name, shipped.pipe, shipped.folder, small)
+    cells = Cells(tmp_path / "samplers.json")
+    (levels,) = samplers.fitted_to(cells, model).values()
+    assert len(levels) == 4 and levels == sorted(levels, reverse=True) and levels[-1] > 0
+    monkeypatch.setattr(samplers, "levels_of", None)
+    assert samplers.fitted_to(cells, model) == {4: levels}
+    measure = samplers.of_model(model, 1, tmp_path)
+    np.save(tmp_path / f"shapes-t2i-{model.checkpoint[:12]}-1-latents.npy", np.ones((1, 4, 8, 8)))
+    rows = {s.name: s for s in solvers(False)}
+    assert measure(rows["AB2"], "fitted", (3, 4), {4: levels})["errors"].keys() == {"4"}
