@@ -54,7 +54,8 @@ of a column. Grids are put upon all solvers alike. Two are in no config. *fitted
 `accel calibrate` fits to runs of corrected Adams-Bashforth, and the others are run on these as they
 are. *picked* are, for every solver and every number of evaluations, the best for that solver of 30
 grids (12 shifts of a flow and 18 of Karras's rule), by its error on other noise than it is judged
-on. Shipped models are run at 4 and at 25 to 50 evaluations on the grid model alone.
+on. Shipped models are run at 4 and at 25 to 50 evaluations on the grid model alone;
+levels are fitted to 8 of their runs of 50 steps, of other captions.
 
 """
 NOTES = {
