@@ -22,7 +22,6 @@ import typer  # noqa: E402
 from diffusers import FlowMatchEulerDiscreteScheduler  # noqa: E402
 from rich.console import Console  # noqa: E402
 
-from accel.calibration import EFFORTS  # noqa: E402
 from accel.pipelines import tiny  # noqa: E402
 from benchmarks.cells import Cells  # noqa: E402
 from benchmarks.conditions import CONDITIONS, changed  # noqa: E402
@@ -154,7 +153,7 @@ def main(
     solvers: Annotated[list[str] | None, typer.Option("--solver", help="own or euler.")] = None,
     steps: Annotated[list[int] | None, typer.Option(help="50 or 28.")] = None,
     budget: Annotated[list[int] | None, typer.Option(help="Computed steps.")] = None,
-    effort: Annotated[list[str] | None, typer.Option(help="Of calibrations.")] = None,
+    effort: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(ROWS)}.")] = None,
     part: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(PARTS)}.")] = None,
     row: Annotated[list[str] | None, typer.Option(help="Rivals; all if none.")] = None,
     no_rivals: Annotated[bool, typer.Option("--no-rivals", help="Only plans.")] = False,
@@ -175,7 +174,7 @@ def main(
     elsewhere = places(folder)
     until = time.monotonic() + 60 * minutes
     cells = Cells(out, beside=[RESULTS / "fidelity.json"])
-    parts, efforts = tuple(part or PARTS), tuple(effort or EFFORTS)
+    parts, efforts = tuple(part or PARTS), tuple(effort or ROWS)
     try:
         there = [name for name in MODELS if name in tiny.NAMES]
         for name in () if report_only else models or there:

@@ -15,13 +15,22 @@ import accel.caching
 from accel.noise import is_flow
 from accel.plan import Plan
 from benchmarks.cells import Cells
+from benchmarks.descent import descended
 from benchmarks.judge import Judge
 from benchmarks.settings import Setting, plain, ready
 from benchmarks.shapes import SETS, Model
 from benchmarks.sweep import FIRST_BLOCK, Sweep, ratio_of
 
-ROWS = {"normal": "Planned", "high": "Planned, effort high", "gradient": "Planned, gradient fit"}
-"""Effort of the calibration -> row of the table, without the guard: its budget is exact."""
+DESCENT = "descent"
+ROWS = {
+    "normal": "Planned",
+    "high": "Planned, effort high",
+    "gradient": "Planned, gradient fit",
+    DESCENT: "Planned, weights descended",
+}
+"""Effort of the calibration -> row of the table, without the guard: its budget is exact.
+
+The last is no effort of a calibration's: the plan of effort "normal", descended from."""
 GUARDED = "Planned, with its guard"
 OLD = "Planned, as it was"
 ELSEWHERE = (OLD, f"{OLD}, with its guard", f"{OLD}, not fitted", "Planned, made anew")
@@ -41,11 +50,12 @@ def sized(model: Model) -> Model:
     return Model(model.name, model.pipe, model.folder, options)
 
 
-def code() -> str:
-    """A digest of the planner: plans of another version are made anew."""
+def code(effort: str = "normal") -> str:
+    """A digest of what makes plans of an effort: those of another version are made anew."""
     total = hashlib.sha256()
+    unused = {"picture.py"} | ({"gradient.py"} if effort in ("normal", "high") else set())
     for path in [SOURCES / "planned.py", *sorted((SOURCES / "planning").glob("*.py"))]:
-        if path.name != "picture.py":
+        if path.name not in unused:
             total.update(path.read_bytes())
     return total.hexdigest()[:8]
 
@@ -116,15 +126,24 @@ class Bench:
         )
 
     def plan(self, budget: int, samples: int = SAMPLES, effort: str = "normal") -> Plan:
-        """A plan of `budget` computed steps, fitted once."""
+        """A plan of `budget` computed steps, fitted once.
+
+        Args:
+            effort: one of `ROWS`.
+        """
         judge = self.judge
 
         def compute() -> dict[str, Any]:
-            texts = [s.caption for s in judge.model.samples("calibration", samples)]
+            own = judge.model.samples("calibration", samples)
+            if effort == DESCENT:
+                closed = self.plan(budget, samples)
+                with ready(judge.model.pipe, plain(judge.sampler, judge.steps)):
+                    plan = descended(judge.model, closed, own)
+                return {"plan": json.loads(plan.to_json())}
             with ready(judge.model.pipe, plain(judge.sampler, judge.steps)) as pipe:
                 plan = accel.calibrate(
                     pipe,
-                    texts,
+                    [s.caption for s in own],
                     steps=judge.steps,
                     budget=budget,
                     samples=samples,
@@ -148,7 +167,7 @@ class Bench:
             guidance=judge.model.options["guidance_scale"],
             height=judge.model.options["height"],
             under=judge.under,
-            code=code(),
+            code=code(effort),
         )
         return Plan.from_json(json.dumps(found["plan"]))
 

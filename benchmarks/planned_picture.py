@@ -22,6 +22,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "Planned": {"color": "#1f4e79", "marker": "o", "linewidth": 2.4},
     "Planned, effort high": {"color": "#3a86c8", "marker": "o", "linewidth": 1.4},
     "Planned, gradient fit": {"color": "#8e5ea2", "marker": "*", "linewidth": 1.4},
+    "Planned, weights descended": {"color": "#d08c2c", "marker": "v", "linewidth": 1.4},
 }
 
 

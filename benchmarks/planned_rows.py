@@ -40,10 +40,10 @@ def rows(cells: Cells, model: str, sampler: str, under: str = "") -> list[Row]:
 
 def newest(cells: Cells, model: str) -> list[dict[str, Any]]:
     """Cells of the last checkpoint's plans: by the planner as it is now, or else as it was last."""
-    now, found = code(), dict[str, dict[str, Any]]()
+    found = dict[str, dict[str, Any]]()
     for cell in made(cells, model, last_checkpoint(cells, model) or ""):
         key = name(**{k: v for k, v in cell["fields"].items() if k != "code"})
-        if key not in found or found[key]["fields"]["code"] != now:
+        if key not in found or found[key]["fields"]["code"] != code(cell["fields"]["effort"]):
             found[key] = cell
     return list(found.values())
 

@@ -17,8 +17,13 @@ from .walk import Walker
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(last states (m, …), true ones) -> (m,), differentiable; what is made small."""
 ROUNDS = 12
+PATIENCE = 3
+"""Rounds without a gain on held-out chunks after which the descent is given up."""
 PACE = 0.05
-"""Of the error there is at first, how far a round moves each coordinate at first."""
+"""Of the error there is at first, how far the first round moves each coordinate."""
+MOMENTUM = 0.6
+TRIES = 4
+"""Lengths of a move, each a quarter of the one before, after which the loss is at its lowest."""
 PARALLEL = 1e-4
 """Of the mean diagonal: added to inner products of outputs that are nearly parallel."""
 
@@ -42,7 +47,7 @@ class Descent:
     The sampler is walked forward without a graph; backward, each node is evaluated once more from
     its stored state (checkpointing), so that one evaluation's graph is kept at a time. Weights are
     moved in coordinates in which a unit changes the state at the segment's end by one (root mean
-    square), by Adam with a falling rate.
+    square), with momentum, and no farther than the loss falls.
     """
 
     def __init__(
@@ -96,30 +101,44 @@ class Descent:
         return found[::-1]
 
     def run(
-        self,
-        chunks: Sequence[int],
-        rounds: int,
-        stop: int,
-        watch: Callable[[int], None] = lambda done: None,
+        self, chunks: Sequence[int], rounds: int, watch: Callable[[int], bool] = lambda done: True
     ) -> None:
-        """Move the weights `stop` times of `rounds` on some chunks; `watch` is told after each."""
+        """Move the weights up to `rounds` times, so that every time the loss of some chunks falls.
+
+        A move after which it does not is taken back, and a quarter of it tried, without momentum.
+
+        Args:
+            watch: told after each move how many there were; whether to go on.
+        """
         course = self.course(chunks)
         self._scales = [self._scale(j, course) for j in range(len(self.nodes))]
-        off = (course.states[-1] - self._true(chunks)).square().mean().sqrt()
-        first = [np.zeros(len(change)) for change in self.changes]
-        second = 0.0
-        for done in range(stop):
-            rate = PACE * float(off) * 0.5 * (1 + np.cos(np.pi * done / rounds))
+        loss = float(self.losses(course, chunks).mean())
+        rate = PACE * float((course.states[-1] - self._true(chunks)).square().mean().sqrt())
+        drift = [np.zeros(len(change)) for change in self.changes]
+        for done in range(1, rounds + 1):
             slopes = self.gradient(course, chunks)
             slopes = [scale.T @ slope for scale, slope in zip(self._scales, slopes, strict=True)]
-            first = [0.8 * old + 0.2 * new for old, new in zip(first, slopes, strict=True)]
-            second = 0.9 * second + 0.1 * float(np.mean(np.concatenate(slopes) ** 2))
-            size = (second / (1 - 0.9 ** (done + 1))) ** 0.5 * (1 - 0.8 ** (done + 1))
-            for j, scale in enumerate(self._scales):
-                self.changes[j] = self.changes[j] - rate / (size + 1e-30) * scale @ first[j]
-            watch(done + 1)
-            if done + 1 < stop:
+            drift = [MOMENTUM * old + new for old, new in zip(drift, slopes, strict=True)]
+            before = self.changes
+            for _ in range(TRIES):
+                self._move(before, drift, rate)
                 course = self.course(chunks)
+                now = float(self.losses(course, chunks).mean())
+                if now < loss:
+                    break
+                drift, rate = slopes, rate / 4
+            else:
+                self.changes = before
+                return
+            loss, rate = now, 1.25 * rate
+            if not watch(done):
+                return
+
+    def _move(self, start: list[np.ndarray], drift: list[np.ndarray], rate: float) -> None:
+        """From `start`, by `rate` in each coordinate (root mean square), against `drift`."""
+        size = float(np.sqrt(np.mean(np.concatenate(drift) ** 2))) + 1e-30
+        moves = zip(start, self._scales, drift, strict=True)
+        self.changes = [change - rate / size * scale @ one for change, scale, one in moves]
 
     def _scale(self, j: int, course: Course) -> np.ndarray:
         """From coordinates in which a unit moves the state by one to weights."""
@@ -149,12 +168,13 @@ def refined(
     progress: Callable[[float], None] = lambda share: None,
     correct: bool = True,
 ) -> tuple[Fitted, dict[str, float]]:
-    """The plan with its weights moved by descent, and what it gained on held-out chunks.
+    """The plan with its weights moved by descent, and what that gained on held-out chunks.
 
-    Half of the chunks are fitted in closed form and descended on; the others tell what that gains
-    and after how many rounds to stop, and how near the plan comes. Then all are descended on for as
-    many, from `start`. Where nothing is gained, or there is one chunk only, or no step is skipped,
-    the plan stays as it is. The gain is the fall of the loss, in decibels if it is the latent one.
+    Half of the chunks are fitted in closed form and descended on, until the other half has come no
+    nearer for `PATIENCE` rounds. The weights that ended nearest there are taken if they end nearer
+    than `start`, which may have been fitted on that half too; else, or where there is one chunk
+    only, or no step is skipped, the plan stays as it is. The gain is by how much the loss is lower
+    than that of `start`, in decibels if it is the latent one.
     """
     chunks = range(walker.chunks)
     fitting, held = list(chunks[::2]), list(chunks[1::2])
@@ -163,35 +183,37 @@ def refined(
     along = any(start.weights[:-1])
     closed = fit(walker, start.nodes, walker.rows(fitting), correct=correct, along=along)
     trial = Descent(walker, closed, loss, correct)
-    course = trial.course(held)
-    losses, courses = [float(trial.losses(course, held).mean())], [course]
+    losses: list[float] = []
+    best: list[tuple[list[np.ndarray], Course]] = []
 
-    def watch(done: int) -> None:
+    def watch(done: int) -> bool:
         course = trial.course(held)
         losses.append(float(trial.losses(course, held).mean()))
         if losses[-1] == min(losses):
-            courses[:] = [course]
-        progress(done / rounds / 3)
+            best[:] = [(trial.changes, course)]
+        progress(done / rounds)
+        return done - int(np.argmin(losses)) < PATIENCE
 
-    trial.run(fitting, rounds, rounds, watch)
+    watch(0)
+    trial.run(fitting, rounds, watch)
+    plain = Descent(walker, start, loss, correct)
+    gained = float(plain.losses(plain.course(held), held).mean()) - min(losses)
+    decibels = float(10 / np.log(10)) if loss is latent else 1.0
     stop = int(np.argmin(losses))
-    gained = (losses[0] - losses[stop]) * (10 / np.log(10) if loss is latent else 1.0)
-    measured = {"gradient_rounds": stop, "gradient_gain": float(gained)}
-    if not stop:
-        return start, measured
-    final = Descent(walker, start, loss, correct)
-    final.run(list(chunks), rounds, stop, lambda done: progress(1 / 3 + 2 / 3 * done / stop))
-    outputs, rows = final.course(chunks).outputs, walker.rows(held)
+    if not stop or gained <= 0:
+        return start, {"gradient_rounds": 0, "gradient_gain": 0.0}
+    (trial.changes, course), rows = best[0], walker.rows(held)
+    outputs = trial.course(chunks).outputs
     ends = [*start.nodes[1:], walker.response.steps]
     off = [
         distance(state, walker.state(end)[rows])
-        for end, state in zip(ends, courses[0].states[1:], strict=True)
+        for end, state in zip(ends, course.states[1:], strict=True)
     ]
     found = Fitted(
         start.nodes,
-        tuple(tuple(float(c) for c in change) for change in final.changes),
+        tuple(tuple(float(c) for c in change) for change in trial.changes),
         off[-1].sqrt().numpy(),
         tuple(float(one.mean() ** 0.5) for one in off),
         surprises(start.nodes, outputs).double().numpy(),
     )
-    return found, measured
+    return found, {"gradient_rounds": stop, "gradient_gain": gained * decibels}

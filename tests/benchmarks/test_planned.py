@@ -143,6 +143,19 @@ def test_plans_are_fitted_once_on_samples_that_none_is_judged_on(tmp_path):
     assert all(f["under"] == "6 steps" for f in fields)
 
 
+def test_a_plan_is_descended_from_at_its_nodes(tmp_path, monkeypatch):
+    model = tiny()
+    model.__dict__["checkpoint"] = "ab" * 32
+    judge = Judge(model, Cells(tmp_path / "planned.json"), tmp_path / "kept", workers=0, steps=6)
+    plan = Bench(judge).plan(3, samples=4)
+    found = Bench(judge).plan(3, samples=4, effort="descent")
+    (before,), (after,) = plan.methods, found.methods
+    assert after.nodes == before.nodes and not after.limits
+    assert found.measured["cost"] > plan.measured["cost"] + 4
+    gained = found.measured["gradient_gain"]
+    assert gained >= 0 and (gained > 0) == (after.weights != before.weights)
+
+
 PLAN = Planned((0, 3), steps=6, guard=False)
 
 

@@ -31,7 +31,7 @@ def test_the_gradient_fit_is_told_of_samples_it_did_not_see_and_runs():
 
     def loss(state, true):
         seen.append(state.dtype)
-        return (state - true).flatten(1).abs().mean(1)
+        return (state - true)[:, 0].flatten(1).abs().mean(1)  # the closed form is of all channels
 
     pipe, made = calibrated("sd", steps=8, budget=2, effort="gradient", loss=loss)
     measured, (method,) = made.measured, made.methods

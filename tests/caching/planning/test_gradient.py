@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from accel.caching.planning import gradient
 from accel.caching.planning.gradient import Descent, refined
 from accel.caching.planning.planner import fit
 from accel.caching.planning.response import response
@@ -79,12 +80,58 @@ def test_descent_gains_on_samples_it_was_not_given():
     before = trial.losses(trial.course(chunks), chunks).mean()
     final = Descent(walker, found)
     assert final.losses(final.course(chunks), chunks).mean() < before
-    # what is told is of the held half, on which neither the closed form nor the descent was fitted
-    held = [2, 3, 6, 7, 10, 11, 14, 15]
-    half = fit(walker, NODES, [r for r in range(16) if r not in held])
-    gained = found.decibels() - half.decibels(held)
-    assert len(found.errors) == 8 and measured["gradient_gain"] == pytest.approx(gained, abs=0.05)
+    # what is told is of the held half, which the closed form was fitted on, but not the descent
+    held = [1, 3, 5, 7]
+    known, after = (float(d.losses(d.course(held), held).mean()) for d in (trial, final))
+    gained = 10 / np.log(10) * (known - after)
+    assert len(found.errors) == 8 and measured["gradient_gain"] == pytest.approx(gained, abs=1e-6)
+    assert found.decibels() == pytest.approx(20 * np.log10(2) - 10 / np.log(10) * after, abs=1e-6)
     assert found.stages[-1] == pytest.approx(np.sqrt((found.errors**2).mean()))
+
+
+def test_no_move_is_kept_after_which_the_loss_is_higher(monkeypatch):
+    walker, chunks = Curved(), [0, 2]
+    monkeypatch.setattr(gradient, "PACE", 1.0)  # beyond where the slope tells anything
+    descent, seen = Descent(walker, fit(walker, NODES)), []
+
+    def watch(done):
+        seen.append(float(descent.losses(descent.course(chunks), chunks).mean()))
+        return done < 5
+
+    watch(0)
+    descent.run(chunks, 12, watch)
+    assert len(seen) == 6 and seen == sorted(seen, reverse=True) and seen[-1] < seen[0] - 0.1
+    monkeypatch.setattr(Descent, "gradient", uphill(Descent.gradient))
+    before = descent.changes
+    descent.run(chunks, 12, watch)
+    assert len(seen) == 6 and descent.changes is before
+
+
+def uphill(gradient):
+    return lambda self, course, chunks: [-slope for slope in gradient(self, course, chunks)]
+
+
+def test_a_plan_that_the_held_half_is_nearer_with_stays(monkeypatch):
+    walker = Curved(chunks=8)
+    closed = fit(walker, NODES)
+    flat = lambda self, *_: [np.zeros_like(change) for change in self.changes]  # noqa: E731
+    for wrong in (uphill(Descent.gradient), flat):
+        monkeypatch.setattr(Descent, "gradient", wrong)
+        found, measured = refined(walker, closed)
+        assert found is closed and measured == {"gradient_rounds": 0, "gradient_gain": 0.0}
+
+
+def test_descent_ends_when_the_held_half_comes_no_nearer():
+    walker, rounds = Curved(chunks=2), []
+    held = walker.states[-1][2:]
+
+    def loss(state, true):
+        near = (state - true).square().mean(1)
+        return torch.ones(len(state)) if true.equal(held) else near
+
+    closed = fit(walker, NODES)
+    found, _ = refined(walker, closed, loss, rounds=50, progress=rounds.append)
+    assert found is closed and len(rounds) == 1 + gradient.PATIENCE
 
 
 def test_the_gradient_reaches_segments_that_the_closed_form_left_alone():
