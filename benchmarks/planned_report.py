@@ -14,7 +14,7 @@ from benchmarks.cells import Cells
 from benchmarks.conditions import CONDITIONS
 from benchmarks.fidelity_report import HEAD, Row, last_checkpoint, texts
 from benchmarks.page import markdown, provenance, terminal
-from benchmarks.planned_cells import ROWS, SAMPLES, SIDES
+from benchmarks.planned_cells import DESCENT, ROWS, SAMPLES, SIDES
 from benchmarks.planned_picture import draw
 from benchmarks.planned_rows import newest, rows
 from benchmarks.settings import OWN
@@ -83,13 +83,14 @@ def computed(row: Row, steps: int) -> int:
     return round(steps / row.ratio)
 
 
-GAINS = ("computed", "Planned dB", "work", *(f"over {kind}" for kind in KINDS))
+GAINS = ("computed", "Planned dB", "work", *(f"over {kind}" for kind in KINDS), "descended")
 
 
 def gains(judged: Sequence[Row], steps: int) -> Lines:
     """By how much the plan is nearer than the best of each kind, on all samples both have.
 
-    Which is the best is told by the samples that all of the kind have.
+    Which is the best is told by the samples that all of the kind have. Then what descending from
+    the plan's weights gains over it.
     """
     lines: Lines = []
     for ratio in sorted({row.ratio for row in judged}):
@@ -104,6 +105,8 @@ def gains(judged: Sequence[Row], steps: int) -> Lines:
             KINDS[2]: [r for r in here if r.by == "ours" and not r.row.startswith("Planned")],
         }
         said = [_gain(own, others[kind]) for kind in KINDS]
+        floor = next((row for row in here if row.row == ROWS[DESCENT]), None)
+        said.append(_gain(floor, [own]) if floor else "–")
         work = f"{own.means['work']:.3f}"
         lines.append((f"{computed(own, steps)} of {steps}", mean, work, *said))
     return lines
@@ -189,7 +192,9 @@ more work than the budget's share of the plain run and {SKIPPED:g} of it for ski
 with the plain sample of the same seed, solver and number of steps; a plan's own row is without its
 guard, so that its budget is exact, and the guard has a row of its own. Of plans made by several
 versions of the planner the newest is told, be it better or worse. Adherence is the share of
-attributes that the exact checker finds right. Gains are paired by sample. What a calibration cost
-is told in full runs of one sample; "held out" is its own figure, on latents, where PSNR is another
-scale.
+attributes that the exact checker finds right. Gains are paired by sample. "Weights descended" is
+the floor: the plan's own nodes, all weights moved by gradient descent through the sampler on one
+half of the calibration samples as long as the other half gains by it, or left if it never does.
+What a calibration cost is told in full runs of one sample; "held out" is its own figure, on
+latents, where PSNR is another scale.
 """

@@ -172,9 +172,10 @@ def refined(
 
     Half of the chunks are fitted in closed form and descended on, until the other half has come no
     nearer for `PATIENCE` rounds. The weights that ended nearest there are taken if they end nearer
-    than `start`, which may have been fitted on that half too; else, or where there is one chunk
-    only, or no step is skipped, the plan stays as it is. The gain is by how much the loss is lower
-    than that of `start`, in decibels if it is the latent one.
+    than `start`, which may have been fitted on that half too, by more than the standard error of
+    that; else, or where there is one chunk only, or no step is skipped, the plan stays as it is.
+    The gain is by how much the loss is lower than that of `start`, in decibels if it is the latent
+    one.
     """
     chunks = range(walker.chunks)
     fitting, held = list(chunks[::2]), list(chunks[1::2])
@@ -184,25 +185,26 @@ def refined(
     closed = fit(walker, start.nodes, walker.rows(fitting), correct=correct, along=along)
     trial = Descent(walker, closed, loss, correct)
     losses: list[float] = []
-    best: list[tuple[list[np.ndarray], Course]] = []
+    best: list[tuple[list[np.ndarray], Course, Tensor]] = []
 
     def watch(done: int) -> bool:
         course = trial.course(held)
-        losses.append(float(trial.losses(course, held).mean()))
+        each = trial.losses(course, held)
+        losses.append(float(each.mean()))
         if losses[-1] == min(losses):
-            best[:] = [(trial.changes, course)]
+            best[:] = [(trial.changes, course, each)]
         progress(done / rounds)
         return done - int(np.argmin(losses)) < PATIENCE
 
     watch(0)
     trial.run(fitting, rounds, watch)
-    plain = Descent(walker, start, loss, correct)
-    gained = float(plain.losses(plain.course(held), held).mean()) - min(losses)
-    decibels = float(10 / np.log(10)) if loss is latent else 1.0
-    stop = int(np.argmin(losses))
-    if not stop or gained <= 0:
+    plain, stop = Descent(walker, start, loss, correct), int(np.argmin(losses))
+    trial.changes, course, each = best[0]
+    gains = (plain.losses(plain.course(held), held) - each).double()
+    error = float(gains.std() / len(gains) ** 0.5) if len(gains) > 1 else 0.0
+    if not stop or float(gains.mean()) <= error:
         return start, {"gradient_rounds": 0, "gradient_gain": 0.0}
-    (trial.changes, course), rows = best[0], walker.rows(held)
+    rows = walker.rows(held)
     outputs = trial.course(chunks).outputs
     ends = [*start.nodes[1:], walker.response.steps]
     off = [
@@ -216,4 +218,5 @@ def refined(
         tuple(float(one.mean() ** 0.5) for one in off),
         surprises(start.nodes, outputs).double().numpy(),
     )
-    return found, {"gradient_rounds": stop, "gradient_gain": gained * decibels}
+    decibels = float(10 / np.log(10)) if loss is latent else 1.0
+    return found, {"gradient_rounds": stop, "gradient_gain": float(gains.mean()) * decibels}

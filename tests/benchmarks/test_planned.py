@@ -165,8 +165,8 @@ def planned(path, method=PLAN, budget=12, samples=8, **more):
     Cells(path).run(
         lambda: {"plan": json.loads(plan.to_json())},
         **{"model": "shapes-t2v", "checkpoint": "ab", "set": "plan", "solver": OWN, "under": ""},
-        **{"steps": 50, "budget": budget, "samples": samples, "effort": "normal"},
-        **{"code": code(), **more},
+        **{"steps": 50, "budget": budget, "samples": samples},
+        **{"effort": "normal", "code": code(), **more},
     )
 
 
@@ -198,18 +198,21 @@ def test_tables_say_what_the_cells_hold(tmp_path, capsys):
     told(path, "Planned", [50.0, 50.0], ratio=label(18, 50), work=0.36)
     planned(path)
     planned(path, samples=2)
+    told(path, "Planned, weights descended", [40.5, 45.5])
+    planned(path, effort="descent")
     cells = Cells(path)
     found = {title: lines for title, _, lines in tables(cells, "shapes-t2v")}
     wide, narrow = found["50 steps of the solver it ships with: gains"]
-    assert wide == ("18 of 50", "50.00 ± 0.00", "0.360", "–", "–", "–")
+    assert wide == ("18 of 50", "50.00 ± 0.00", "0.360", "–", "–", "–", "–")
     assert narrow[0] == "12 of 50" and narrow[1].startswith("42.00 ± 2.00")
     assert narrow[3] == "+10.50 ± 0.50 (diffusers MagCache)"
     assert narrow[4] == "+4.50 ± 0.50 (unipc with as few steps)"
+    assert narrow[6] == "+1.00 ± 0.50 (Planned)"
     assert ("half the guidance", "12 of 50", "Planned, as it was") in [
         line[:3] for line in ageing(cells, "shapes-t2v")
     ]
     assert [line[:1] for line in ageing(cells, "shapes-t2v")][-1] == ("as calibrated, 2 samples",)
-    cost, less = costs(cells, "shapes-t2v")
+    cost, less, _ = costs(cells, "shapes-t2v")
     assert less[3] == 2 and cost[2:7] == ("12 of 50", 8, "normal", "41.2", "11.5")
     write(cells, path)
     page = path.with_suffix(".md").read_text()

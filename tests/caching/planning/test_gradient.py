@@ -134,6 +134,24 @@ def test_descent_ends_when_the_held_half_comes_no_nearer():
     assert found is closed and len(rounds) == 1 + gradient.PATIENCE
 
 
+@pytest.mark.parametrize(("after", "taken"), [((0.0, 1.1), False), ((0.4, 0.6), True)])
+def test_a_gain_must_exceed_its_standard_error(after, taken):
+    walker, calls = Curved(chunks=2), []
+    closed, held = fit(walker, NODES), walker.states[-1][2:]
+    plain = Descent(walker, closed).course([1]).states[-1]
+
+    def loss(state, true):
+        if not true.equal(held):
+            return (state - true).square().mean(1)
+        calls.append(0)
+        known = len(calls) == 1 or state.equal(plain)
+        return torch.ones(2) if known else torch.tensor(after)
+
+    found, measured = refined(walker, closed, loss)
+    assert (found is not closed) == taken == (measured["gradient_rounds"] > 0)
+    assert measured["gradient_gain"] == pytest.approx(0.5 if taken else 0.0)
+
+
 def test_the_gradient_reaches_segments_that_the_closed_form_left_alone():
     walker = Curved(chunks=8)
     closed = fit(walker, NODES, along=False)
