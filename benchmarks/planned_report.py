@@ -194,7 +194,7 @@ guard, so that its budget is exact, and the guard has a row of its own. Of plans
 versions of the planner the newest is told, be it better or worse. Adherence is the share of
 attributes that the exact checker finds right. Gains are paired by sample. "Weights descended" is
 the floor: the plan's own nodes, all weights moved by gradient descent through the sampler on one
-half of the calibration samples as long as the other half gains by it, or left if it never does.
+half of the calibration samples, and kept if the other half gains more than its standard error.
 What a calibration cost is told in full runs of one sample; "held out" is its own figure, on
 latents, where PSNR is another scale.
 """

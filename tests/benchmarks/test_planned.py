@@ -143,7 +143,7 @@ def test_plans_are_fitted_once_on_samples_that_none_is_judged_on(tmp_path):
     assert all(f["under"] == "6 steps" for f in fields)
 
 
-def test_a_plan_is_descended_from_at_its_nodes(tmp_path, monkeypatch):
+def test_a_plan_is_descended_from_at_its_nodes(tmp_path):
     model = tiny()
     model.__dict__["checkpoint"] = "ab" * 32
     judge = Judge(model, Cells(tmp_path / "planned.json"), tmp_path / "kept", workers=0, steps=6)
