@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -50,29 +51,31 @@ def draw(cells: Cells, model: str, path: Path) -> None:
 
 
 def _panel(axis: Any, judged: Sequence[Row], steps: int) -> None:
-    for name, style in STYLES.items():
-        best: dict[int, Row] = {}
-        for row in judged:
-            if _kind(row) != name:
-                continue
-            budget = round(steps / row.ratio)
-            if budget not in best or row.means["psnr"] > best[budget].means["psnr"]:
-                best[budget] = row
-        if best:
-            places = sorted(best)
-            mean, error = ([f(best[b]) for b in places] for f in (_mean, _error))
-            axis.errorbar(places, mean, error, label=name, markersize=5, capsize=2, **style)
+    for name, points in lines(judged, steps).items():
+        places, means, errors = zip(*points, strict=True)
+        style = STYLES[name]
+        axis.errorbar(places, means, errors, label=name, markersize=5, capsize=2, **style)
     axis.set_xticks(sorted({round(steps / row.ratio) for row in judged}))
     axis.set_xlabel(f"computed steps of {steps}")
     axis.grid(alpha=0.3)
 
 
-def _mean(row: Row) -> float:
-    return row.means["psnr"]
+def lines(judged: Sequence[Row], steps: int) -> dict[str, list[tuple[int, float, float]]]:
+    """Name of a line -> (computed steps, mean PSNR, its standard error) of its points, in dB.
 
-
-def _error(row: Row) -> float:
-    return row.error if row.samples > 1 else 0.0
+    At every number of steps all lines are of the same samples: those that all rows there have.
+    """
+    found: dict[str, dict[int, tuple[float, float]]] = {}
+    for ratio in sorted({row.ratio for row in judged}, reverse=True):
+        here = [row for row in judged if row.ratio == ratio and _kind(row) in STYLES]
+        shared = min((len(row.psnr) for row in here), default=0)
+        for row in here:
+            told = np.array(row.psnr[:shared])
+            error = told.std(ddof=1) / np.sqrt(shared) if shared > 1 else 0.0
+            point = (float(told.mean()), float(error))
+            points, budget = found.setdefault(_kind(row), {}), round(steps / ratio)
+            points[budget] = max(point, points.get(budget, point))
+    return {n: [(b, *p) for b, p in found[n].items()] for n in STYLES if n in found}
 
 
 def _kind(row: Row) -> str:

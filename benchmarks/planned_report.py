@@ -192,9 +192,10 @@ more work than the budget's share of the plain run and {SKIPPED:g} of it for ski
 with the plain sample of the same seed, solver and number of steps; a plan's own row is without its
 guard, so that its budget is exact, and the guard has a row of its own. Of plans made by several
 versions of the planner the newest is told, be it better or worse. Adherence is the share of
-attributes that the exact checker finds right. Gains are paired by sample. "Weights descended" is
-the floor: the plan's own nodes, all weights moved by gradient descent through the sampler on one
-half of the calibration samples, and kept if the other half gains more than its standard error.
+attributes that the exact checker finds right. Gains are paired by sample, and at each number of
+steps the lines of a picture are of the same samples. "Weights descended" is the floor: the plan's
+own nodes, all weights moved by gradient descent through the sampler on one half of the calibration
+samples, and kept if the other half gains more than its standard error.
 What a calibration cost is told in full runs of one sample; "held out" is its own figure, on
 latents, where PSNR is another scale.
 """

@@ -14,6 +14,7 @@ from benchmarks.conditions import CONDITIONS, Condition, adapted, changed
 from benchmarks.judge import Judge
 from benchmarks.planned import AGED, BUDGETS, chosen
 from benchmarks.planned_cells import Bench, code, label, made, mark_of, shown, sized
+from benchmarks.planned_picture import lines as drawn
 from benchmarks.planned_report import ageing, costs, gains, tables, write
 from benchmarks.planned_rows import rows
 from benchmarks.settings import OWN, Setting, plain
@@ -214,6 +215,10 @@ def test_tables_say_what_the_cells_hold(tmp_path, capsys):
     assert [line[:1] for line in ageing(cells, "shapes-t2v")][-1] == ("as calibrated, 2 samples",)
     cost, less, _ = costs(cells, "shapes-t2v")
     assert less[3] == 2 and cost[2:7] == ("12 of 50", 8, "normal", "41.2", "11.5")
+    line = drawn(rows(cells, "shapes-t2v", OWN), 50)
+    assert line["best plain solver"] == [(12, 37.5, 2.5)]  # its third sample no other row has
+    assert line["best peer"] == [(12, 31.5, pytest.approx(1.5))]
+    assert line["Planned"] == [(12, 42.0, 2.0), (18, 50.0, 0.0)]
     write(cells, path)
     page = path.with_suffix(".md").read_text()
     assert "+10.50 ± 0.50 (diffusers MagCache)" in page and "ab…" in page
