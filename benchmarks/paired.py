@@ -78,10 +78,10 @@ def paired(
         first()
         second()
     seconds: tuple[list[float], list[float]] = ([], [])
-    start = clock()
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
+    start = clock()
     try:
         while len(seconds[0]) < most_pairs:
             done = len(seconds[0])

@@ -40,9 +40,10 @@ def rounds(
             call()
     seconds: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in others}
     open_, done, shuffle = list(others), 0, random.Random(seed).shuffle
-    start, collecting = clock(), gc.isenabled()
+    collecting = gc.isenabled()
     gc.collect()
     gc.disable()
+    start = clock()
     try:
         while open_ and done < most and (not done or clock() - start < limit_s):
             turns: list[str | None] = [None, *open_]

@@ -19,7 +19,7 @@ def test_a_band_is_of_the_nearest_blocks():
 
 @pytest.mark.parametrize("map", ["random", "band"])
 def test_a_kernel_is_timed_beside_dense_attention(map):
-    found = measure("gather", 512, 0.5, map, limit_s=1.0, pairs=2)
+    found = measure("gather", 512, 0.5, map, limit_s=60.0, pairs=2)
     assert found["error"] < 1e-5 and found["density"] == 0.5 and found["pairs"] == 2
 
 

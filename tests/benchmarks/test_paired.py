@@ -69,6 +69,12 @@ def test_begins_no_pair_after_the_limit_but_one_always():
     assert len(Bench([50], [50]).run(pairs=100, limit_s=9, warmup=0).ratios) == 1
 
 
+def test_collecting_garbage_is_not_counted_against_the_limit(monkeypatch):
+    bench = Bench([1], [1])
+    monkeypatch.setattr(gc, "collect", lambda: setattr(bench, "now", bench.now + 50))
+    assert len(bench.run(pairs=100, limit_s=9).ratios) == 5
+
+
 def test_garbage_is_collected_before_and_not_during():
     seen = []
     gc.enable()
