@@ -14,7 +14,7 @@ from benchmarks.cells import Cells
 from benchmarks.conditions import CONDITIONS
 from benchmarks.fidelity_report import HEAD, Row, last_checkpoint, texts
 from benchmarks.page import markdown, provenance, terminal
-from benchmarks.planned_cells import DESCENT, ROWS, SAMPLES, SIDES
+from benchmarks.planned_cells import ROWS, SAMPLES, SIDES
 from benchmarks.planned_picture import draw
 from benchmarks.planned_rows import newest, rows
 from benchmarks.settings import OWN
@@ -83,14 +83,15 @@ def computed(row: Row, steps: int) -> int:
     return round(steps / row.ratio)
 
 
-GAINS = ("computed", "Planned dB", "work", *(f"over {kind}" for kind in KINDS), "descended")
+EFFORTS = {row: row.removeprefix("Planned, ") for row in ROWS.values() if row != ROWS["normal"]}
+GAINS = ("computed", "Planned dB", "work", *(f"over {kind}" for kind in KINDS), *EFFORTS.values())
 
 
 def gains(judged: Sequence[Row], steps: int) -> Lines:
     """By how much the plan is nearer than the best of each kind, on all samples both have.
 
-    Which is the best is told by the samples that all of the kind have. Then what descending from
-    the plan's weights gains over it.
+    Which is the best is told by the samples that all of the kind have. Then what plans of the other
+    efforts gain over it.
     """
     lines: Lines = []
     for ratio in sorted({row.ratio for row in judged}):
@@ -105,8 +106,8 @@ def gains(judged: Sequence[Row], steps: int) -> Lines:
             KINDS[2]: [r for r in here if r.by == "ours" and not r.row.startswith("Planned")],
         }
         said = [_gain(own, others[kind]) for kind in KINDS]
-        floor = next((row for row in here if row.row == ROWS[DESCENT]), None)
-        said.append(_gain(floor, [own]) if floor else "–")
+        more = {row.row: row for row in here}
+        said += [_gain(more[name], [own]) if name in more else "–" for name in EFFORTS]
         work = f"{own.means['work']:.3f}"
         lines.append((f"{computed(own, steps)} of {steps}", mean, work, *said))
     return lines
@@ -121,7 +122,9 @@ def _gain(own: Row, others: Sequence[Row]) -> str:
     shared = min(len(own.psnr), len(best.psnr))
     pairs = np.array(own.psnr[:shared]) - np.array(best.psnr[:shared])
     error = pairs.std(ddof=1) / np.sqrt(shared) if shared > 1 else float("nan")
-    return f"{pairs.mean():+.2f} ± {error:.2f} ({best.row})"
+    over = "" if best.row == ROWS["normal"] else f" ({best.row})"
+    mean = round(float(pairs.mean()), 2) + 0.0  # no gain is no loss either: never "-0.00"
+    return f"{mean:+.2f} ± {error:.2f}{over}"
 
 
 def ageing(cells: Cells, model: str) -> Iterator[Sequence[str]]:
@@ -192,10 +195,10 @@ more work than the budget's share of the plain run and {SKIPPED:g} of it for ski
 with the plain sample of the same seed, solver and number of steps; a plan's own row is without its
 guard, so that its budget is exact, and the guard has a row of its own. Of plans made by several
 versions of the planner the newest is told, be it better or worse. Adherence is the share of
-attributes that the exact checker finds right. Gains are paired by sample, and at each number of
-steps the lines of a picture are of the same samples. "Weights descended" is the floor: the plan's
-own nodes, all weights moved by gradient descent through the sampler on one half of the calibration
-samples, and kept if the other half gains more than its standard error.
-What a calibration cost is told in full runs of one sample; "held out" is its own figure, on
-latents, where PSNR is another scale.
+attributes that the exact checker finds right. Gains are paired by sample (those of other efforts
+are over the plan of the same line), and at each number of steps the lines of a picture are of the
+same samples. "Weights descended" is the floor: the plan's own nodes, all weights moved by gradient
+descent through the sampler on one half of the calibration samples, and kept if the other half gains
+more than its standard error. What a calibration cost is told in full runs of one sample; "held out"
+is its own figure, on latents, where PSNR is another scale.
 """
