@@ -25,8 +25,10 @@ class Search:
         along: whether every segment is fitted, or the last alone.
         kinds: decibels of one schedule fitted in its last segment alone, and in every one.
         split: the nearest with the branches of guidance apart, and the nodes that evaluate both.
-        ceiling: most denoising steps that may be computed, in steps of one sample.
+        most: denoising steps that may be computed in the end, in steps of one sample.
+        ceiling: of them, how many may be by now: at first those of effort "normal".
         correct: whether a computed step puts right what the forecast before it was off by.
+        taught: whether a few samples told by how much outputs answer to states.
     """
 
     def __init__(
@@ -40,7 +42,9 @@ class Search:
         self.walker, self.history, self.progress = walker, history, progress
         self.correct, self.samples = correct, len(walker.first)
         self.foretold = Foretold(walker, correct=correct)
-        self.ceiling = CEILING[effort] * self.samples * walker.response.steps
+        self.most = CEILING[effort] * self.samples * walker.response.steps
+        self.ceiling = min(self.most, CEILING["normal"] * self.samples * walker.response.steps)
+        self.taught = False
         self.tried: dict[tuple[int, ...], Fitted] = {}
         self.known: Known = {}
         self.best: Fitted | None = None
@@ -51,7 +55,11 @@ class Search:
     def affordable(self, nodes: tuple[int, ...]) -> bool:
         """Whether walking `nodes` stays below the ceiling; the first output is known."""
         new = sum(nodes[: j + 1] not in self.known for j in range(1, len(nodes)))
-        return self.walker.evaluations + new * self.samples <= self.ceiling
+        return self.payable(new * self.samples)
+
+    def payable(self, evaluations: int) -> bool:
+        """Whether so many more, each of one sample, stay below the ceiling."""
+        return self.walker.evaluations + evaluations <= self.ceiling
 
     def measure(self, nodes: tuple[int, ...]) -> Fitted:
         """Walk a schedule."""
@@ -61,18 +69,19 @@ class Search:
             self.best = one
         kept = {self.best.nodes[: j + 1] for j in range(len(nodes))}
         self.known = {n: stop for n, stop in self.known.items() if n in kept}
-        self.progress(min(self.walker.evaluations / self.ceiling, 1.0))
+        self.progress(min(self.walker.evaluations / self.most, 1.0))
         return self.best
 
     def predicted(self, budget: int) -> Fitted:
-        """The best of the schedules foretold to be, as many as are affordable."""
+        """The best of the schedules foretold to be, as many as are affordable.
+
+        Once more with a higher ceiling, it goes on from what was found.
+        """
         self.probed(budget)
         for nodes in candidates(self.walker, budget, self.foretold):
-            if self.best is None:
+            if self.best is None or (nodes not in self.tried and self.affordable(nodes)):
                 self.measure(nodes)
-                self.judged()
-            elif self.affordable(nodes):
-                self.measure(nodes)
+            self.judged()
         assert self.best is not None
         return self.best
 
@@ -90,7 +99,8 @@ class Search:
         """
         part, steps = Part(self.walker, PROBED), self.walker.response.steps
         cost = (budget - 1) * (part.samples + self.samples)
-        if 1 < budget < steps and self.walker.evaluations + cost <= self.ceiling:
+        if not self.taught and 1 < budget < steps and self.payable(cost):
+            self.taught = True
             nodes = best_schedules(predictions(self.walker)[0], steps, budget)[0].nodes
             known = Known()
             self._fit(part, nodes, False, known)
@@ -106,7 +116,7 @@ class Search:
         assert self.best is not None
         best, known = self.best, Known()
         cost = (len(best.nodes) - 1) * self.samples
-        if not self.along and self.walker.evaluations + cost <= self.ceiling:
+        if self.kinds is None and self.payable(cost):
             every = self._fit(self.walker, best.nodes, True, known)
             self.kinds = best.decibels(), every.decibels()
             if self.kinds[1] > self.kinds[0]:
@@ -117,7 +127,7 @@ class Search:
     def apart(self, budget: int) -> None:
         """Plans of the branches of guidance apart, for the same work."""
         for nodes, guidance in splits(self.walker, budget):
-            if self.walker.evaluations + (budget + 1) * self.samples > self.ceiling:
+            if not self.payable((budget + 1) * self.samples):
                 return
             one = fit_apart(self.walker, nodes, guidance, self.history, self.along, self.correct)
             if self.split is None or one.decibels() > self.split[0].decibels():
@@ -147,13 +157,16 @@ def search(
 ) -> Search:
     """A plan of `budget` computed steps within the cost that `effort` allows.
 
-    The schedules foretold best are walked, as many as the cost allows; with effort "high" shifts
-    of single nodes from the best one too. Each is measured on samples left out of its fit. The
-    first tells whether every segment is fitted, or the last alone.
+    The schedules foretold best are walked, as many as the cost allows. Each is measured on samples
+    left out of its fit. The first tells whether every segment is fitted, or the last alone. Effort
+    "high" goes on from all that "normal" does, so that it ends no farther off, with more of them
+    and with shifts of single nodes.
     """
     found = Search(walker, effort, history, progress, correct)
     found.predicted(budget)
-    if effort != "normal":
+    if found.ceiling < found.most:
+        found.ceiling = found.most
+        found.predicted(budget)
         found.apart(budget)
         found.moved()
     return found

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from accel.caching.planning import planner
+from accel.caching.planning import search as searching
 from accel.caching.planning.fit import fitted_change
 from accel.caching.planning.gram import Gram
 from accel.caching.planning.planner import fit
@@ -119,6 +120,36 @@ def test_searches_are_the_same_twice_and_within_their_ceiling(name):
     assert first.nodes == second.nodes and first.weights == second.weights
     assert len(found[0].tried) > 3
     assert first.decibels() == max(f.decibels() for f in found[0].tried.values())
+
+
+class Counted(Gaussian):
+    """Its evaluations count, those of the full runs too, as a pipeline's do."""
+
+    guidance, evaluations = None, 0
+
+    def evaluate(self, index, states, chunks=None):
+        self.evaluations += len(states)
+        return super().evaluate(index, states, chunks)
+
+
+def test_more_effort_goes_on_from_what_less_does(monkeypatch):
+    """What a few samples tell, which at half of the steps effort "normal" cannot pay for, may lead
+    to other schedules: those come after."""
+    first, later = (0, 2, 4, 6, 8, 10), (0, 1, 2, 3, 4, 5)
+
+    def told(walker, budget, foretold):
+        return [later if foretold._answers.any() else first]
+
+    monkeypatch.setattr(searching, "candidates", told)
+    shares = []
+    less, more = (
+        search(Counted("flow euler", [0.1, 0.9]), 6, effort, progress=shares.append)
+        for effort in ("normal", "high")
+    )
+    assert list(less.tried) == [first] and not less.taught
+    assert list(more.tried)[:2] == [first, later] and more.taught
+    assert more.best.decibels() > less.best.decibels()
+    assert shares[1:] == sorted(shares[1:])
 
 
 @schedulers
