@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,11 +79,8 @@ def paired(
         first()
         second()
     seconds: tuple[list[float], list[float]] = ([], [])
-    collecting = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    start = clock()
-    try:
+    with uncollected():
+        start = clock()
         while len(seconds[0]) < most_pairs:
             done = len(seconds[0])
             if done and clock() - start >= limit_s:
@@ -93,10 +91,20 @@ def paired(
                     break
             for which in (0, 1) if done % 2 == 0 else (1, 0):
                 seconds[which].append(_timed((first, second)[which], clock))
+    return Timings(*(tuple(s) for s in seconds))
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Garbage is collected before, which takes seconds in a long process, and not within."""
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
     finally:
         if collecting:
             gc.enable()
-    return Timings(*(tuple(s) for s in seconds))
 
 
 def _timed(call: Callable[[], object], clock: Callable[[], float]) -> float:

@@ -6,12 +6,11 @@ for all of them. Every ratio is to the baseline of the same round.
 
 from __future__ import annotations
 
-import gc
 import random
 import time
 from collections.abc import Callable, Mapping
 
-from benchmarks.paired import CHECK_EVERY, Timings
+from benchmarks.paired import CHECK_EVERY, Timings, uncollected
 
 
 def rounds(
@@ -40,11 +39,8 @@ def rounds(
             call()
     seconds: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in others}
     open_, done, shuffle = list(others), 0, random.Random(seed).shuffle
-    collecting = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    start = clock()
-    try:
+    with uncollected():
+        start = clock()
         while open_ and done < most and (not done or clock() - start < limit_s):
             turns: list[str | None] = [None, *open_]
             shuffle(turns)
@@ -55,9 +51,6 @@ def rounds(
             done += 1
             if half_width is not None and done >= least and (done - least) % CHECK_EVERY == 0:
                 open_ = [n for n in open_ if timings(seconds[n]).interval().half_width > half_width]
-    finally:
-        if collecting:
-            gc.enable()
     return {name: timings(taken) for name, taken in seconds.items()}
 
 
